@@ -1,0 +1,1 @@
+"""One file per backend; `catalog` finds them by name."""

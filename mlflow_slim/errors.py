@@ -1,0 +1,108 @@
+"""Every exception mlflow_slim raises on purpose.
+
+::
+
+    SlimError
+    ├── ConfigError (ValueError)          the recipe or an option is wrong; nothing was started
+    ├── DataError (ValueError)            the rows can't be used as the recipe says
+    ├── ModelError (ValueError)           the model can't be used as the recipe says
+    │   └── UnsafeModelError              loading it would run code or unpickle data
+    ├── InputNotFound (FileNotFoundError) a file, folder, run or model that was named isn't there
+    ├── MissingDependency (ImportError)   an optional package is needed; the message says which extra
+    ├── TrainingDiverged (RuntimeError)   the loss became NaN or infinite
+    ├── ExportError (RuntimeError)        the exported model could not be made or answers differently
+    ├── IntegrityError (RuntimeError)     a saved model isn't what its manifest says
+    ├── MeasurementError (RuntimeError)   a figure could not be obtained
+    └── TrackingError (RuntimeError)      MLflow could not be reached or refused what was logged
+
+A message says what is wrong, which value, and what to do, in that order.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "ExportError",
+    "InputNotFound",
+    "IntegrityError",
+    "MeasurementError",
+    "MissingDependency",
+    "ModelError",
+    "SlimError",
+    "TrackingError",
+    "TrainingDiverged",
+    "UnsafeModelError",
+    "did_you_mean",
+]
+
+
+class SlimError(Exception):
+    """Root of all errors that mlflow_slim raises on purpose."""
+
+
+class ConfigError(SlimError, ValueError):
+    """A recipe or option is wrong. ``faults`` holds every fault found, one sentence each."""
+
+    def __init__(self, faults: str | Sequence[str]) -> None:
+        self.faults = (faults,) if isinstance(faults, str) else tuple(faults)
+        if len(self.faults) == 1:
+            text = self.faults[0]
+        else:
+            text = "\n".join([f"{len(self.faults)} faults in the recipe:", *(f"- {f}" for f in self.faults)])
+        super().__init__(text)
+
+
+class DataError(SlimError, ValueError):
+    """The rows can't be used as the recipe says."""
+
+
+class ModelError(SlimError, ValueError):
+    """The model can't be used as the recipe says."""
+
+
+class UnsafeModelError(ModelError):
+    """Loading this model would run code from it or unpickle data."""
+
+
+class InputNotFound(SlimError, FileNotFoundError):
+    """A file, folder, run or model that was named isn't there."""
+
+
+class MissingDependency(SlimError, ImportError):
+    """An optional package is needed; the message names the extra that brings it."""
+
+
+class TrainingDiverged(SlimError, RuntimeError):
+    """The loss became NaN or infinite."""
+
+
+class ExportError(SlimError, RuntimeError):
+    """The exported model could not be made, or answers differently from its source."""
+
+
+class IntegrityError(SlimError, RuntimeError):
+    """A saved model isn't what its manifest says."""
+
+
+class MeasurementError(SlimError, RuntimeError):
+    """A figure could not be obtained."""
+
+
+class TrackingError(SlimError, RuntimeError):
+    """MLflow could not be reached, or refused what was logged."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The tail of an "unknown name" message: the nearest known name, then all of them.
+
+    >>> did_you_mean("quantise", ["prune", "quantize"])
+    "Did you mean 'quantize'? Known: prune, quantize."
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    guess = f"Did you mean {near[0]!r}? " if near else ""
+    return f"{guess}Known: {', '.join(names)}."

@@ -1,0 +1,174 @@
+"""The shapes that techniques, tasks and backends fill.
+
+A plug-in needs no base class: it is whatever has these attributes. `catalog` finds it by name, the
+shared contract tests check it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, runtime_checkable
+
+from .artifact import ExportedModel, OptimizedModel
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+__all__ = ["Backend", "Batch", "Context", "Input", "Predictor", "Split", "Task", "TaskData", "Technique"]
+
+Input: TypeAlias = Any
+"""One thing a person would send: a string, a pair of strings, image bytes."""
+
+Batch: TypeAlias = Any
+"""Encoded inputs in the form one backend computes on; opaque to everybody else."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of the data, ready for a task.
+
+    Attributes:
+        name: ``train``, ``validation`` or ``test``.
+        inputs: One `Input` a row.
+        references: What is right, as the task's metrics want it: ``(rows,)`` class ids, or
+            ``(rows, labels)`` zeros and ones for multi-label.
+        frame: The user's rows and columns, aligned with ``inputs``.
+        digest: sha256 over inputs and references, hex, the first 16 digits.
+    """
+
+    name: str
+    inputs: Sequence[Input]
+    references: np.ndarray
+    frame: pd.DataFrame
+    digest: str
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """All splits of one data set, ready for a task.
+
+    Attributes:
+        name: Short name for people: file stem, folder name or hub id.
+        source: Where it came from, as the user named it.
+        train, validation, test: The splits, disjoint.
+        spec: What the task learned from the data (labels, multi_label, pair), see `OptimizedModel.spec`.
+        report: Counts a person should know: rows read, dropped and why, duplicates across splits.
+    """
+
+    name: str
+    source: str
+    train: Split
+    validation: Split
+    test: Split
+    spec: Mapping[str, Any]
+    report: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a step gets besides its model.
+
+    Attributes:
+        task: The task, for collating and scoring.
+        data: The rows; a technique must not look at ``data.test``.
+        seed: All randomness of the step comes from it.
+        threads: Threads that computing may use, >= 1.
+        device: Torch device name, ``cpu`` or ``cuda``.
+        workdir: A folder of the step's own, empty, for checkpoints and the like.
+        load_model: Loads another model by the name a user would give it (a student, a teacher).
+        report: Called as ``report(name, value, step)`` with figures on the way (loss).
+        show_progress: True on a terminal.
+    """
+
+    task: Task
+    data: TaskData
+    seed: int
+    threads: int
+    device: str
+    workdir: Path
+    load_model: Callable[[str], OptimizedModel]
+    report: Callable[[str, float, int], None]
+    show_progress: bool = False
+
+
+@runtime_checkable
+class Technique(Protocol):
+    """A frozen options object with one method. Options are its fields, typed and documented (pydantic)."""
+
+    name: ClassVar[str]
+    """Public name, ``<kind>.<method>``."""
+
+    def apply(self, source: OptimizedModel, context: Context) -> OptimizedModel:
+        """The optimized model; ``source`` stays usable and unchanged."""
+        ...
+
+
+@runtime_checkable
+class Predictor(Protocol):
+    """A loaded model that answers. All arms of a measurement go through this shape."""
+
+    threads: int
+
+    def encode(self, inputs: Sequence[Input]) -> Batch:
+        """Inputs as the model computes on them: tokenized, truncated, padded to the longest."""
+        ...
+
+    def forward(self, batch: Batch) -> np.ndarray:
+        """Raw outputs for one encoded batch, float32, ``(rows, ...)`` (logits for classifiers)."""
+        ...
+
+    def predict(self, inputs: Sequence[Input], *, batch_size: int = 32) -> np.ndarray:
+        """Raw outputs for any number of inputs, in their order; batches are sorted by length inside."""
+        ...
+
+
+class Task(Protocol):
+    """What a kind of job means: its data, its model class, its quality, its answers."""
+
+    name: str
+    library_class: str
+    """The transformers class that loads its models, such as ``AutoModelForSequenceClassification``."""
+
+    def make_data(self, tables: Any, columns: Any) -> TaskData:
+        """Rows read by `mlflow_slim.data` as splits with inputs and references."""
+        ...
+
+    def load_model(self, directory: Path, data: TaskData, *, max_length: int, seed: int) -> OptimizedModel:
+        """The model in a local folder with a head for the data's labels; ``trained`` says if it is fresh."""
+        ...
+
+    def quality(self, outputs: np.ndarray, references: np.ndarray, spec: Mapping[str, Any]) -> dict[str, float]:
+        """Every quality metric of the task by name, from raw outputs."""
+        ...
+
+    def correct(self, outputs: np.ndarray, references: np.ndarray, spec: Mapping[str, Any]) -> np.ndarray:
+        """``(rows,)`` bool: which answers are right. Flips and agreement are built on it."""
+        ...
+
+
+class Backend(Protocol):
+    """One runtime."""
+
+    name: str
+
+    def is_available(self) -> str | None:
+        """None when it can run here, else a sentence that says what to install."""
+        ...
+
+    def export(self, source: OptimizedModel, directory: Path, sample: Sequence[Input]) -> ExportedModel:
+        """Writes ``source`` into ``directory`` (made here) and checks its outputs on ``sample``.
+
+        Raises:
+            ExportError: The outputs differ by more than the backend's tolerance.
+        """
+        ...
+
+    def load(self, directory: Path, *, threads: int) -> Predictor:
+        """A predictor over an exported folder, with explicit threads."""
+        ...

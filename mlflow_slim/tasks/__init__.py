@@ -1,0 +1,1 @@
+"""One file per task; `catalog` finds them by name."""

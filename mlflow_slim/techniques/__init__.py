@@ -1,0 +1,1 @@
+"""One file per technique; `catalog` finds them by name."""
