@@ -1,0 +1,374 @@
+"""The recipe: what to do with which model and data, read from YAML, overridden by dotted keys, frozen.
+
+Reading and checking have no side effects and load no model. All faults are reported at once, with the
+nearest known name. `Recipe.resolved` gives the whole recipe with every default written out; running that
+file again repeats the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from .catalog import backend_names, find_technique, load_technique, task_names, technique_names
+from .errors import ConfigError, InputNotFound, did_you_mean
+from .interfaces import Technique
+from .safety import safe_yaml
+
+__all__ = ["Baseline", "Export", "Measure", "Recipe", "Track", "describe_faults", "find_recipe", "recipe_names"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class Baseline(_Section):
+    """How the given model is fine-tuned first when it has no trained head for the data's labels."""
+
+    epochs: float = Field(3.0, gt=0, le=1000, description="Passes over the training rows.")
+    learning_rate: float = Field(1e-4, gt=0, lt=1, description="Peak learning rate of AdamW.")
+    batch_size: int = Field(32, ge=1, le=4096, description="Rows per training step.")
+
+
+class Export(_Section):
+    """Runtimes that the final model is exported to; each is a point of its own."""
+
+    backends: tuple[str, ...] = Field(
+        ("torch", "onnxruntime"), min_length=1, description="Runtimes of the final model, each one a point."
+    )
+
+    @field_validator("backends", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+    @field_validator("backends")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if name not in backend_names():
+                raise ValueError(f"Unknown backend {name!r}. {did_you_mean(name, backend_names())}")
+        return tuple(dict.fromkeys(value))
+
+
+class Measure(_Section):
+    """How the points are measured against the baseline."""
+
+    metric: str | None = Field(
+        None, description="Headline quality metric; by default the data decides (and it is said)."
+    )
+    quality_margin: float = Field(
+        0.01,
+        gt=0,
+        lt=1,
+        description="Largest drop of the headline metric that still counts as non-inferior (0.01 = 1 point).",
+    )
+    batch_size: int = Field(32, ge=1, le=4096, description="Batch size of the offline scenario.")
+    timing_s: float = Field(
+        40.0, gt=0, le=3600, description="Largest time for paired timing per point and scenario, seconds."
+    )
+    energy_s: float = Field(
+        30.0, ge=0, le=3600, description="Largest time for energy windows per point, seconds; 0 = no energy."
+    )
+    fresh_starts: int = Field(
+        5, ge=0, le=100, description="Fresh processes per point for cold start and memory; 0 = neither."
+    )
+    wait_s: float = Field(
+        60.0, ge=0, le=3600, description="Longest wait for other work on this machine to end, seconds."
+    )
+    cpu_power_w: float | None = Field(
+        None, gt=0, description="Full-load watts of the CPU share in use, when you know it."
+    )
+    ram_power_w: float | None = Field(None, gt=0, description="Watts of the memory in use, when you know it.")
+    pue: float = Field(1.0, ge=1, le=5, description="Power usage effectiveness of the site.")
+    utilisation: float = Field(0.5, gt=0, le=1, description="Share of paid time in which the machine serves; for cost.")
+    requests_per_day: float | None = Field(None, gt=0, description="Your traffic; turns break-even into days.")
+
+
+class Track(_Section):
+    """Where MLflow keeps the runs."""
+
+    experiment: str | None = Field(
+        None, description="MLflow experiment; inside `mlflow run` that command's own choice holds."
+    )
+    run_name: str | None = Field(None, description="Name of the recipe's run.")
+
+
+class Recipe(_Section):
+    """One whole job: model and data in, steps, export, measure, track."""
+
+    name: str = Field("recipe", pattern=r"^[\w.-]{1,60}$", description="Short name, shown in MLflow.")
+    model: str = Field(
+        "demo", min_length=1, description="Local folder, hub id (owner/name@revision), runs:/ or models:/ URI, or demo."
+    )
+    data: str = Field(
+        "demo", min_length=1, description="CSV, TSV, JSON(L) or Parquet file, folder, hub data set id, or demo."
+    )
+    task: str = Field("text-classification", description="What the model does.")
+    text: str = Field("text", min_length=1, description="Column with the text.")
+    text_pair: str | None = Field(None, description="Column with the second text of a pair.")
+    label: str = Field("label", min_length=1, description="Column with the label, or list of labels.")
+    label_separator: str | None = Field(
+        None, description="What separates several labels in one text cell (multi-label)."
+    )
+    train_split: str = Field("train", min_length=1, description="Name or file of the training split.")
+    validation_split: str = Field("validation", min_length=1, description="Name or file of the validation split.")
+    test_split: str = Field("test", min_length=1, description="Name or file of the test split.")
+    on_bad_rows: Literal["refuse", "drop"] = Field(
+        "refuse", description="What to do with rows that lack text or label, or whose label training never saw."
+    )
+    max_length: int | None = Field(
+        None, ge=2, le=1_000_000, description="Longest input in tokens; default: the model's own limit."
+    )
+    seed: int = Field(0, ge=0, lt=2**32, description="All randomness comes from it.")
+    threads: int | None = Field(
+        None, ge=1, le=1024, description="Threads for every arm; default: the CPUs of this process."
+    )
+    device: Literal["cpu", "cuda"] = Field(
+        "cpu", description="Where training runs; every point is measured on the CPU."
+    )
+    output: str | None = Field(None, description="New folder for the exported final model, besides the logged one.")
+    region: str | None = Field(None, description="Country (ISO alpha-3, as FRA) whose grid's carbon intensity is used.")
+    carbon_intensity: float | None = Field(
+        None, ge=0, le=5000, description="Carbon intensity in gCO2e/kWh; instead of region."
+    )
+    price_per_hour: float | None = Field(None, gt=0, description="Price of this machine, USD per hour; for cost.")
+    quick: bool = Field(False, description="A smaller measuring budget; results are labelled quick.")
+    baseline: Baseline = Baseline()
+    steps: tuple[Any, ...] = Field((), description="Techniques in order, each with its options.")
+    export: Export = Export()
+    measure: Measure = Measure()
+    track: Track = Track()
+
+    @field_validator("task")
+    @classmethod
+    def _known_task(cls, value: str) -> str:
+        if value not in task_names():
+            raise ValueError(f"Unknown task {value!r}. {did_you_mean(value, task_names())}")
+        return value
+
+    @field_validator("label_separator")
+    @classmethod
+    def _separator(cls, value: str | None) -> str | None:
+        return value or None
+
+    @model_validator(mode="after")
+    def _one_intensity(self) -> Recipe:
+        if self.region is not None and self.carbon_intensity is not None:
+            raise ValueError(
+                f"region {self.region!r} and carbon_intensity {self.carbon_intensity:g} are both given. Keep one of them."
+            )
+        return self
+
+    @classmethod
+    def load(cls, source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Recipe:
+        """A checked recipe from a file, a shipped recipe's name or a mapping, with dotted overrides.
+
+        Args:
+            source: Path of a YAML file, name of a shipped recipe (``distill``), or its content.
+            overrides: Values by dotted key, such as ``{"steps.distill.temperature": 4}``. Text values are
+                read as the option's type wants; empty text means "as in the recipe".
+
+        Raises:
+            ConfigError: Something is wrong; ``faults`` lists everything that is.
+            InputNotFound: There is no such recipe file.
+        """
+        if isinstance(source, Mapping):
+            content = dict(source)
+        else:
+            path = find_recipe(source)
+            content = safe_yaml(path.read_text(encoding="utf-8-sig"))
+            if not isinstance(content, dict):
+                raise ConfigError(
+                    f"{path} holds {type(content).__name__}, not a recipe. Write 'model: ...' and so on, one a line."
+                )
+            content.setdefault("name", path.stem)
+        faults: list[str] = []
+        content = _copy(content)
+        raw_steps = content.get("steps") or []
+        if isinstance(raw_steps, list):
+            content["steps"] = [dict(s) if isinstance(s, Mapping) else {"technique": s} for s in raw_steps]
+        for key, value in (overrides or {}).items():
+            if not (isinstance(value, str) and value == ""):
+                _override(content, key, value, faults)
+        steps = list(_read_steps(content.pop("steps", []), faults))
+        try:
+            recipe = cls.model_validate({**content, "steps": tuple(steps)})
+        except ValidationError as error:
+            faults.extend(describe_faults(error, cls))
+        if faults:
+            raise ConfigError(faults)
+        return recipe
+
+    def resolved(self) -> dict[str, Any]:
+        """The recipe with every default written out, plain values only; `Recipe.load` reads it back."""
+        content = self.model_dump(mode="json", exclude={"steps"})
+        content["steps"] = [{"technique": step.name, **step.model_dump(mode="json")} for step in self.steps]
+        return content
+
+    def to_yaml(self) -> str:
+        """`resolved` as YAML text."""
+        return yaml.safe_dump(self.resolved(), sort_keys=False, allow_unicode=True)
+
+
+def _copy(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in content.items()}
+
+
+def _recipes_folder() -> Path:
+    """``recipes/`` beside the package in a checkout; inside the package when installed from a wheel."""
+    beside = Path(__file__).parent.parent / "recipes"
+    return beside if (beside / "distill.yaml").is_file() else Path(__file__).parent / "recipes"
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package, sorted."""
+    return sorted(path.stem for path in _recipes_folder().glob("*.yaml"))
+
+
+def find_recipe(source: str | Path) -> Path:
+    """The YAML file for a path or for the name of a shipped recipe.
+
+    Raises:
+        InputNotFound: Neither exists.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        return path
+    shipped = _recipes_folder() / f"{source}.yaml"
+    if str(source) in recipe_names():
+        return shipped
+    raise InputNotFound(f"There is no recipe file {str(path)!r}. {did_you_mean(str(source), recipe_names())}")
+
+
+def _typed(value: Any) -> Any:
+    """Text from a command line: lists and mappings in YAML's flow form and ``null``; the rest stays text.
+
+    Numbers and booleans are left to the option's own type, so that a column named ``1`` or ``no`` stays one.
+    """
+    if not isinstance(value, str):
+        return value
+    if value.strip().lower() in {"null", "none"}:
+        return None
+    return safe_yaml(value) if value.strip()[:1] in {"[", "{"} else value
+
+
+def _override(content: dict[str, Any], key: str, value: Any, faults: list[str]) -> None:
+    """Sets one dotted key; what can't be placed becomes a fault."""
+    try:
+        value = _typed(value)
+    except ConfigError as error:
+        faults.append(f"{key}: {error}")
+        return
+    head, _, rest = key.partition(".")
+    if head == "steps" and rest:
+        _override_step(content, key, rest, value, faults)
+        return
+    if not rest:
+        content[head] = value
+        return
+    section = content.setdefault(head, {})
+    if head not in Recipe.model_fields or not isinstance(section, dict) or "." in rest:
+        sections = [name for name, info in Recipe.model_fields.items() if isinstance(info.default, _Section)]
+        faults.append(f"Unknown key {key!r}. {did_you_mean(head, [*sections, 'steps'])}")
+        return
+    section[rest] = value
+
+
+def _override_step(content: dict[str, Any], key: str, rest: str, value: Any, faults: list[str]) -> None:
+    steps = content.get("steps")
+    steps = steps if isinstance(steps, list) else []
+    names = [find_technique(str(step.get("technique", ""))) for step in steps]
+    position, _, option = rest.partition(".")
+    if position.isdigit():
+        chosen = [int(position)] if int(position) < len(steps) else []
+    else:
+        chosen = [i for i, name in enumerate(names) if rest.startswith(f"{name}.")]
+        if chosen:
+            option = rest[len(names[chosen[0]]) + 1 :]
+        else:
+            chosen = [i for i, name in enumerate(names) if name.split(".")[0] == position]
+    if not option:
+        faults.append(f"{key!r} names no option. Write it as steps.<kind>.<option>, such as steps.distill.temperature.")
+    elif len(chosen) > 1:
+        where = " or ".join(f"steps.{i}.{option}" for i in chosen)
+        faults.append(f"{key!r} fits {len(chosen)} steps. Write {where}.")
+    elif not chosen:
+        kinds = [name.split(".")[0] for name in names] or ["(this recipe has no steps)"]
+        faults.append(f"{key!r} fits no step of this recipe. {did_you_mean(position, kinds)}")
+    else:
+        steps[chosen[0]][option] = value
+
+
+def _read_steps(raw: Any, faults: list[str]) -> Iterator[Technique]:
+    if not isinstance(raw, Sequence) or isinstance(raw, str):
+        faults.append(f"steps must be a list of techniques, got {raw!r}. Write '- technique: distill.logits'.")
+        return
+    for index, entry in enumerate(raw):
+        if not isinstance(entry, Mapping):  # a technique object given from Python
+            yield entry
+            continue
+        options = dict(entry)
+        name = options.pop("technique", None)
+        if not isinstance(name, str):
+            faults.append(f"steps[{index}] names no technique. {did_you_mean('', technique_names())}")
+            continue
+        name = find_technique(name)
+        try:
+            technique = load_technique(name)
+            yield technique(**options)
+        except ConfigError as error:
+            faults.append(f"steps[{index}]: {error}")
+        except ValidationError as error:
+            faults.extend(describe_faults(error, technique, f"steps[{index}]"))
+
+
+def describe_faults(error: ValidationError, model: Any, where: str = "") -> list[str]:
+    """One sentence for each fault pydantic found, with names as the user typed them.
+
+    Args:
+        error: What pydantic raised.
+        model: The class that was validated; it knows the names that exist.
+        where: What stands before the option's name, such as ``steps[1]``.
+    """
+    sentences = []
+    for fault in error.errors():
+        path = [
+            part
+            for part in fault["loc"]
+            if not (isinstance(part, str) and ("[" in part or part in {"int", "str", "float"}))
+        ]
+        label = ".".join(str(part) for part in path)
+        label = f"{where}.{label}" if where and label else label or where
+        got = fault.get("input")
+        if fault["type"] == "extra_forbidden":
+            known = _fields_at(model, path[:-1])
+            sentences.append(f"Unknown option {label!r}. {did_you_mean(str(path[-1]), known)}")
+        elif fault["type"] == "missing":
+            sentences.append(f"{label} is missing. Add it.")
+        elif fault["type"] == "value_error":
+            text = str(fault["ctx"]["error"])
+            sentences.append(f"{label}: {text}" if label else text)
+        else:
+            message = fault["msg"].removeprefix("Input should be ").removesuffix(", unable to parse string as a number")
+            limit = " Write 0.5 for 50 %." if _is_percentage(fault) else ""
+            verb = "must be" if fault["msg"].startswith("Input should be ") else "is not right:"
+            sentences.append(f"{label} {verb} {message}, got {got!r}.{limit}")
+    return sentences
+
+
+def _is_percentage(fault: Any) -> bool:
+    """True for a number over 1 where a share was asked."""
+    limit = fault.get("ctx", {})
+    return bool(limit.get("lt") == 1 or limit.get("le") == 1) and isinstance(fault.get("input"), int | float | str)
+
+
+def _fields_at(model: Any, path: Sequence[Any]) -> list[str]:
+    for part in path:
+        info = model.model_fields.get(part)
+        model = info.annotation if info is not None else model
+    return [*model.model_fields]

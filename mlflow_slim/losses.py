@@ -1,0 +1,83 @@
+"""Losses of distillation as plain functions of tensors; every one is 0 when student and teacher agree."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["attention_loss", "distillation_loss", "hidden_loss"]
+
+
+def distillation_loss(
+    student_logits: Tensor, teacher_logits: Tensor, *, temperature: float, multi_label: bool = False
+) -> Tensor:
+    """KL(teacher || student) times ``temperature ** 2``, mean over the batch; 0 when both agree.
+
+    The factor keeps gradients at one size when the temperature changes.
+
+    Args:
+        student_logits: ``(batch, classes)``.
+        teacher_logits: ``(batch, classes)``, carries no gradient.
+        temperature: Softening of both distributions, > 0.
+        multi_label: Every class is a yes-or-no question of its own: the sum of the classes' divergences.
+
+    Raises:
+        ValueError: ``temperature`` is not positive.
+
+    Source: Hinton, Vinyals, Dean 2015, arXiv:1503.02531, section 2.
+    """
+    import torch
+    import torch.nn.functional as functional
+
+    if not temperature > 0:
+        raise ValueError(f"temperature must be over 0, got {temperature}.")
+    student, teacher = student_logits / temperature, teacher_logits / temperature
+    if multi_label:  # a yes-or-no question is a softmax over (logit, 0)
+        student = torch.stack([student, torch.zeros_like(student)], dim=-1)
+        teacher = torch.stack([teacher, torch.zeros_like(teacher)], dim=-1)
+    divergence = functional.kl_div(
+        functional.log_softmax(student, dim=-1),
+        functional.log_softmax(teacher, dim=-1),
+        log_target=True,
+        reduction="none",
+    )
+    return divergence.flatten(1).sum(dim=1).mean() * temperature**2
+
+
+def hidden_loss(student_states: Tensor, teacher_states: Tensor, attention_mask: Tensor) -> Tensor:
+    """Mean squared error over real tokens.
+
+    Args:
+        student_states: ``(batch, tokens, width)``.
+        teacher_states: ``(batch, tokens, width)``, carries no gradient.
+        attention_mask: ``(batch, tokens)``, 1 for real tokens.
+
+    Source: Jiao et al. 2020, arXiv:1909.10351, equation 8.
+    """
+    weights = attention_mask.to(student_states.dtype)  # (batch, tokens)
+    squared = (student_states - teacher_states).pow(2).mean(dim=-1)  # (batch, tokens)
+    return (squared * weights).sum() / weights.sum()
+
+
+def attention_loss(student_attention: Tensor, teacher_attention: Tensor, attention_mask: Tensor) -> Tensor:
+    """KL(teacher || student) of where each real token looks, mean over tokens and heads.
+
+    When the numbers of heads differ, the heads are averaged first.
+
+    Args:
+        student_attention: ``(batch, heads, tokens, tokens)``, rows sum to 1.
+        teacher_attention: Likewise; carries no gradient.
+        attention_mask: ``(batch, tokens)``, 1 for real tokens.
+
+    Source: Wang et al. 2020, arXiv:2002.10957, equation 3.
+    """
+    if student_attention.shape[1] != teacher_attention.shape[1]:
+        student_attention = student_attention.mean(dim=1, keepdim=True)
+        teacher_attention = teacher_attention.mean(dim=1, keepdim=True)
+    tiny = 1e-9  # attention to padding is exactly 0, whose logarithm is not a number
+    ours, theirs = student_attention.clamp_min(tiny), teacher_attention.clamp_min(tiny)
+    divergence = (theirs * (theirs.log() - ours.log())).sum(dim=-1)  # (batch, heads, tokens)
+    weights = attention_mask[:, None, :].to(divergence.dtype).expand_as(divergence)
+    return (divergence * weights).sum() / weights.sum()

@@ -1,0 +1,246 @@
+"""Text classification: one text or a pair in, one label (or several) out.
+
+Owns the meaning of labels (which id is which name), the model class, and what a right answer is.
+Quality metrics are computed by `mlflow_slim.measure.quality`; reading files is `mlflow_slim.data`'s.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..artifact import OptimizedModel
+from ..errors import DataError, ModelError
+from ..interfaces import Split, TaskData
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+    from ..data import Tables
+
+__all__ = ["TASK", "TextClassification", "model_labels"]
+
+
+def model_labels(config: Mapping[str, Any] | None) -> list[str] | None:
+    """Names of the classes of a checkpoint's trained head by id; None when it has no such head.
+
+    Args:
+        config: The checkpoint's ``config.json``.
+    """
+    architectures = (config or {}).get("architectures") or []
+    if config is None or not any(str(name).endswith("ForSequenceClassification") for name in architectures):
+        return None
+    names = config.get("id2label")
+    if not isinstance(names, Mapping):
+        return [f"LABEL_{i}" for i in range(int(config.get("num_labels", 2)))]
+    return [str(names[key]) for key in sorted(names, key=int)]
+
+
+class TextClassification:
+    """The task ``text-classification``: one text or a pair; multi-class, or multi-label."""
+
+    name = "text-classification"
+    library_class = "AutoModelForSequenceClassification"
+
+    def make_data(self, tables: Tables, *, config: Mapping[str, Any] | None = None) -> TaskData:
+        """Rows as splits with class ids.
+
+        When the labels in the data are classes of the model's trained head (by name, or as its integer
+        ids), the head's own order is kept, so that the given model is measured as it is. Otherwise the
+        classes are those of the training rows, sorted.
+
+        Args:
+            tables: What `mlflow_slim.data.read_tables` gave.
+            config: The model's ``config.json``, if it has one.
+
+        Raises:
+            DataError: There is only one class, or list labels and plain labels are mixed.
+        """
+        frames = {"train": tables.train, "validation": tables.validation, "test": tables.test}
+        multi_label = _is_multi_label(frames["train"])
+        used = {name: _label_values(frame, multi_label) for name, frame in frames.items()}
+        in_data = sorted(set().union(*used.values()), key=_label_order)
+        if len(in_data) < 2:
+            raise DataError(
+                f"All {len(frames['train'])} training rows have the one label {str(in_data[0])!r}. "
+                "A classifier needs two labels or more: check the label column."
+            )
+        names, ids, origin = _match(in_data, model_labels(config))
+        splits = {name: _split(name, frame, ids, len(names), multi_label) for name, frame in frames.items()}
+        spec = {"labels": names, "multi_label": multi_label, "pair": "text_pair" in frames["train"].columns}
+        report = {**tables.report, "labels_from": origin, "classes": len(names)}
+        return TaskData(tables.name, tables.source, spec=spec, report=report, **splits)
+
+    def load_model(self, directory: Path, data: TaskData, *, max_length: int | None, seed: int) -> OptimizedModel:
+        """The model in a local folder with a head for the data's labels.
+
+        Weights are loaded as float32 from safetensors only, no code of the model's own runs, and the
+        network is not asked. ``trained`` is False when the head is fresh.
+
+        Args:
+            directory: A folder that passed `mlflow_slim.safety.check_model_directory`.
+            data: Decides the labels.
+            max_length: Longest input in tokens; None for the model's own limit.
+            seed: Seed of a fresh head.
+
+        Raises:
+            ModelError: transformers can't load it, or ``max_length`` is more than it can take.
+        """
+        import torch
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        from ..quiet import quiet_transformers
+
+        names = list(data.spec["labels"])
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        torch.manual_seed(seed)
+        try:
+            with quiet_transformers():
+                tokenizer = AutoTokenizer.from_pretrained(
+                    str(directory), local_files_only=True, trust_remote_code=False, use_fast=True
+                )
+                model, info = AutoModelForSequenceClassification.from_pretrained(
+                    str(directory),
+                    local_files_only=True,
+                    trust_remote_code=False,
+                    use_safetensors=True,
+                    ignore_mismatched_sizes=True,
+                    output_loading_info=True,
+                    dtype=torch.float32,
+                    num_labels=len(names),
+                    id2label=dict(enumerate(names)),
+                    label2id={name: i for i, name in enumerate(names)},
+                    problem_type="multi_label_classification"
+                    if data.spec["multi_label"]
+                    else "single_label_classification",
+                )
+        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ModelError(
+                f"transformers can't load {str(directory)!r} for {self.name}: {first} "
+                "Give a folder or hub id of a text encoder saved by transformers."
+            ) from error
+        limit = _length_limit(model, tokenizer)
+        if max_length is not None and limit is not None and max_length > limit:
+            raise ModelError(
+                f"max_length is {max_length}, but this model takes {limit} tokens at most. Lower it, or leave it out."
+            )
+        fresh = bool(info["missing_keys"]) or bool(info.get("mismatched_keys"))
+        same_problem = (config.get("problem_type") == "multi_label_classification") == data.spec["multi_label"]
+        trained = data.report.get("labels_from") == "model" and same_problem and not fresh
+        if getattr(model.config, "pad_token_id", None) is None:
+            if tokenizer.pad_token_id is None:
+                raise ModelError(
+                    f"The tokenizer in {str(directory)!r} has no padding token, so texts can't be batched. "
+                    "Set one (tokenizer.pad_token = ...) and save the model again."
+                )
+            model.config.pad_token_id = tokenizer.pad_token_id
+        spec = {**data.spec, "max_length": max_length or limit or 512}
+        return OptimizedModel(model.eval(), tokenizer, self.name, spec, trained=trained, source=str(directory))
+
+    def encode(self, processor: Any, inputs: Sequence[Any], spec: Mapping[str, Any]) -> list[dict[str, list[int]]]:
+        """Token ids row by row, truncated and not padded, for training."""
+        first = [row[0] for row in inputs] if spec["pair"] else list(inputs)
+        second = [row[1] for row in inputs] if spec["pair"] else None
+        encoded = processor(first, second, truncation=True, max_length=spec["max_length"])
+        return [{key: encoded[key][i] for key in encoded} for i in range(len(inputs))]
+
+    def loss(self, outputs: Any, references: Any, spec: Mapping[str, Any]) -> Any:
+        """Hard-label loss of ``(batch, classes)`` logits: cross entropy, or binary cross entropy for multi-label."""
+        import torch.nn.functional as functional
+
+        if spec["multi_label"]:
+            return functional.binary_cross_entropy_with_logits(outputs, references.float())
+        return functional.cross_entropy(outputs, references)
+
+    def quality(self, outputs: np.ndarray, references: np.ndarray, spec: Mapping[str, Any]) -> dict[str, float]:
+        """Every quality metric by name, see `mlflow_slim.measure.quality.classification_quality`."""
+        from ..measure.quality import classification_quality
+
+        return classification_quality(outputs, references, labels=spec["labels"], multi_label=spec["multi_label"])
+
+    def correct(self, outputs: np.ndarray, references: np.ndarray, spec: Mapping[str, Any]) -> np.ndarray:
+        """``(rows,)`` bool: the top label is right, or for multi-label the whole set is."""
+        predicted = self.decide(outputs, spec)
+        right: np.ndarray = (predicted == references).all(axis=1) if spec["multi_label"] else predicted == references
+        return right
+
+    def decide(self, outputs: np.ndarray, spec: Mapping[str, Any]) -> np.ndarray:
+        """Class ids ``(rows,)``, or zeros and ones ``(rows, classes)`` for multi-label (probability over 0.5)."""
+        import numpy as np
+
+        return (outputs > 0).astype(np.int64) if spec["multi_label"] else outputs.argmax(axis=1)
+
+
+def _is_multi_label(frame: pd.DataFrame) -> bool:
+    lists = frame["label"].map(lambda value: isinstance(value, list | tuple))
+    if lists.any() and not lists.all():
+        row = int(lists.ne(lists.iloc[0]).to_numpy().argmax()) + 1
+        raise DataError(f"Labels are lists in some rows and plain values in others (row {row}). Make them all lists.")
+    return bool(lists.all())
+
+
+def _label_values(frame: pd.DataFrame, multi_label: bool) -> set[Any]:
+    return set().union(*frame["label"]) if multi_label else set(frame["label"])
+
+
+def _label_order(value: Any) -> tuple[int, float, str]:
+    """Numbers by value, then the rest by text, so that "10" and 10 both have one place."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return (0, float(value), "") if number else (1, 0.0, str(value))
+
+
+def _match(in_data: Sequence[Any], of_model: list[str] | None) -> tuple[list[str], dict[Any, int], str]:
+    """Class names by id, the id of each label in the data, and who decided: ``model`` or ``data``."""
+    if of_model is not None:
+        by_name = {name: i for i, name in enumerate(of_model)}
+        if all(str(value) in by_name for value in in_data):
+            return of_model, {value: by_name[str(value)] for value in in_data}, "model"
+        whole = all(isinstance(value, int) and not isinstance(value, bool) for value in in_data)
+        if whole and all(0 <= value < len(of_model) for value in in_data):
+            return of_model, {value: int(value) for value in in_data}, "model"
+    names = [str(value) for value in in_data]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DataError(f"The label {twice!r} occurs as text and as a number. Write it one way.")
+    return names, {value: i for i, value in enumerate(in_data)}, "data"
+
+
+def _split(name: str, frame: pd.DataFrame, ids: Mapping[Any, int], classes: int, multi_label: bool) -> Split:
+    import numpy as np
+
+    from ..data import digest_rows
+
+    if multi_label:
+        references = np.zeros((len(frame), classes), dtype=np.int64)
+        for row, labels in enumerate(frame["label"]):
+            references[row, [ids[label] for label in labels]] = 1
+    else:
+        references = np.array([ids[label] for label in frame["label"]], dtype=np.int64)
+    texts = frame["text"].tolist()
+    inputs = list(zip(texts, frame["text_pair"].tolist(), strict=True)) if "text_pair" in frame else texts
+    return Split(name, inputs, references, frame, digest_rows(frame))
+
+
+def _length_limit(model: Any, tokenizer: Any) -> int | None:
+    """Most tokens the model can take, None when it has no limit.
+
+    RoBERTa-like models count positions from ``padding_idx + 1``, so their table holds fewer than it has rows.
+    """
+    limits = []
+    if 0 < tokenizer.model_max_length < 10**9:
+        limits.append(int(tokenizer.model_max_length))
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if isinstance(positions, int) and positions > 0:
+        offset = 0
+        for name, module in model.named_modules():
+            if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+                offset = int(module.padding_idx) + 1
+        limits.append(positions - offset)
+    return min(limits) if limits else None
+
+
+TASK = TextClassification()

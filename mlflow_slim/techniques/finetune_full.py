@@ -1,0 +1,56 @@
+"""``finetune.full``: all weights are trained on the hard labels of the training rows.
+
+Also makes the baseline when the given model has no trained head for the data's labels.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..artifact import OptimizedModel, StepRecord
+from ..interfaces import Context
+from ..scoring import validation_scorer
+from ..training import FitOptions, fit, training_rows
+
+__all__ = ["FinetuneFull"]
+
+
+class FinetuneFull(BaseModel):
+    """Fine-tunes every weight with AdamW on the task's own loss; keeps the best epoch by validation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: ClassVar[str] = "finetune.full"
+
+    epochs: float = Field(3.0, gt=0, le=1000, description="Passes over the training rows.")
+    learning_rate: float = Field(1e-4, gt=0, lt=1, description="Peak learning rate of AdamW.")
+    batch_size: int = Field(32, ge=1, le=4096, description="Rows per training step.")
+    weight_decay: float = Field(0.01, ge=0, lt=1, description="Decoupled weight decay.")
+
+    def apply(self, source: OptimizedModel, context: Context) -> OptimizedModel:
+        """A trained copy of ``source``.
+
+        Raises:
+            TrainingDiverged: The loss became NaN or infinite.
+        """
+        model = copy.deepcopy(source.model)
+        task = context.task
+
+        def loss(model: object, inputs: dict[str, object], extra: dict[str, object]) -> object:
+            return task.loss(model(**inputs).logits, extra["labels"], source.spec)  # type: ignore[operator]
+
+        result = fit(
+            model,
+            source.processor,
+            training_rows(source, context.data.train, context),
+            loss,
+            validation_scorer(source, context),
+            FitOptions(self.epochs, self.learning_rate, self.batch_size, self.weight_decay),
+            context,
+            metric="exact_match" if source.spec.get("multi_label") else "accuracy",
+            label=self.name,
+        )
+        record = StepRecord(self.name, self.model_dump(mode="json"), result.notes())
+        return source.after(record, model.to("cpu"))

@@ -1,0 +1,244 @@
+"""The one training loop: transformers' Trainer with a loss of ours, progress people can read, and a stop on NaN.
+
+Nothing is reported to MLflow or CodeCarbon from here (``report_to=[]``): transformers would log some 200
+parameters and start a second emissions tracker when both are installed. More than one GPU comes with
+Trainer, under accelerate or torchrun.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from .errors import TrainingDiverged
+from .quiet import quiet_transformers
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from .artifact import OptimizedModel
+    from .interfaces import Context, Split
+
+__all__ = ["FitOptions", "FitResult", "fit", "training_rows"]
+
+logger = logging.getLogger(__name__)
+BAD_STEPS = 3
+"""So many steps in a row with a loss that isn't finite end the training; one alone may be an overflow."""
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How long and how fast to train.
+
+    Attributes:
+        epochs: Passes over the rows, > 0; a fraction is allowed.
+        learning_rate: Peak of AdamW's linear schedule with warm-up over the first tenth.
+        batch_size: Rows per step.
+        weight_decay: Decoupled decay, >= 0.
+    """
+
+    epochs: float
+    learning_rate: float
+    batch_size: int
+    weight_decay: float = 0.01
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What training reached.
+
+    Attributes:
+        losses: Mean loss of each epoch.
+        scores: Validation score after each epoch, of the metric ``metric``.
+        best_epoch: The epoch (from 1) whose weights the model now has.
+        metric: Name of the validation metric; the best epoch is chosen by it.
+        steps: Optimizer steps taken.
+    """
+
+    losses: list[float]
+    scores: list[float]
+    best_epoch: int
+    metric: str
+    steps: int
+
+    def notes(self) -> dict[str, Any]:
+        """As JSON values, for a step's record."""
+        return {
+            "losses": [round(loss, 5) for loss in self.losses],
+            "validation": [round(score, 5) for score in self.scores],
+            "validation_metric": self.metric,
+            "best_epoch": self.best_epoch,
+            "training_steps": self.steps,
+        }
+
+
+@dataclass
+class _Progress:
+    """What the callback collects while Trainer runs."""
+
+    losses: list[float] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    bad_steps: int = 0
+    total: float = 0.0
+    count: int = 0
+    best: dict[str, Any] | None = None
+    best_epoch: int = 0
+    diverged_at: int | None = None
+
+
+def training_rows(
+    source: OptimizedModel, split: Split, context: Context, extra: Mapping[str, np.ndarray] | None = None
+) -> list[dict[str, Any]]:
+    """One dict a row for `fit`: token ids, ``labels`` and whatever else the loss needs, such as teacher logits."""
+    encode: Callable[..., list[dict[str, Any]]] = context.task.encode  # type: ignore[attr-defined]
+    rows = encode(source.processor, split.inputs, source.spec)
+    for i, row in enumerate(rows):
+        row["labels"] = split.references[i]
+        for name, values in (extra or {}).items():
+            row[name] = values[i]
+    return rows
+
+
+def fit(
+    model: Any,
+    processor: Any,
+    rows: Sequence[Mapping[str, Any]],
+    loss: Callable[[Any, dict[str, Any], dict[str, Any]], Any],
+    score: Callable[[Any], float],
+    options: FitOptions,
+    context: Context,
+    *,
+    metric: str,
+    label: str,
+) -> FitResult:
+    """Trains ``model`` in place and leaves it in eval mode with the weights of its best epoch.
+
+    Batches hold rows of like length, padded to the longest of the batch.
+
+    Args:
+        model: A transformers model.
+        processor: Its tokenizer, for padding.
+        rows: What `training_rows` gave.
+        loss: Called as ``loss(model, inputs, extra)``: ``inputs`` are the model's tensors,
+            ``extra`` the other columns as tensors; returns the scalar to minimise.
+        score: Called with the model after each epoch; higher is better.
+        options: How long and how fast.
+        context: Seed, device, folder, progress.
+        metric: What ``score`` gives, for messages.
+        label: What is being trained, for messages.
+
+    Raises:
+        TrainingDiverged: The loss was not finite for three steps in a row.
+    """
+    import torch
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+    from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+    progress = _Progress()
+    tensors = set(processor.model_input_names)
+    epochs = math.ceil(options.epochs)
+
+    def collate(batch: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        padded = processor.pad([{k: row[k] for k in row if k in tensors} for row in batch], return_tensors="pt")
+        for name in (k for k in batch[0] if k not in tensors):
+            padded[name] = torch.as_tensor(_stack([row[name] for row in batch]))
+        return dict(padded)
+
+    class Callback(TrainerCallback):  # type: ignore[misc]
+        def on_epoch_end(self, *_: Any, **__: Any) -> None:
+            epoch = len(progress.losses) + 1
+            progress.losses.append(progress.total / max(progress.count, 1))
+            progress.total, progress.count = 0.0, 0
+            if progress.diverged_at is not None:
+                return
+            model.eval()
+            reached = float(score(model))
+            model.train()
+            if not progress.scores or reached > max(progress.scores):
+                progress.best_epoch = epoch
+                # The last epoch's weights are in the model already, so keep a copy only of earlier ones.
+                last = epoch >= epochs
+                progress.best = None if last else {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
+            progress.scores.append(reached)
+            logger.info(
+                "%s: epoch %d/%d, loss %.4f, validation %s %.4f",
+                label,
+                epoch,
+                epochs,
+                progress.losses[-1],
+                metric,
+                reached,
+            )
+            context.report(f"{label}/loss", progress.losses[-1], epoch)
+            context.report(f"{label}/validation_{metric}", reached, epoch)
+
+        def on_step_end(self, _: Any, state: Any, control: Any, **__: Any) -> Any:
+            if progress.bad_steps >= BAD_STEPS:
+                progress.diverged_at = state.global_step
+                control.should_training_stop = True
+            return control
+
+    class LossTrainer(Trainer):  # type: ignore[misc]
+        def compute_loss(
+            self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
+            own = {k: v for k, v in inputs.items() if k in tensors}
+            extra = {k: v for k, v in inputs.items() if k not in tensors}
+            value = loss(model, own, extra)
+            number = float(value.detach())
+            progress.bad_steps = 0 if math.isfinite(number) else progress.bad_steps + 1
+            if math.isfinite(number):
+                progress.total += number
+                progress.count += 1
+            return (value, None) if return_outputs else value
+
+    with quiet_transformers():
+        arguments = TrainingArguments(
+            output_dir=str(context.workdir),
+            num_train_epochs=options.epochs,
+            learning_rate=options.learning_rate,
+            per_device_train_batch_size=options.batch_size,
+            weight_decay=options.weight_decay,
+            warmup_steps=0.1,
+            lr_scheduler_type="linear",
+            train_sampling_strategy="group_by_length",
+            remove_unused_columns=False,
+            logging_strategy="no",
+            save_strategy="no",
+            report_to=[],
+            seed=context.seed,
+            data_seed=context.seed,
+            use_cpu=context.device == "cpu",
+            disable_tqdm=not context.show_progress,
+            dataloader_pin_memory=context.device != "cpu",
+        )
+        trainer = LossTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=list(rows),
+            data_collator=collate,
+            processing_class=processor,
+            callbacks=[Callback()],
+        )
+        trainer.remove_callback(PrinterCallback)
+        if not context.show_progress:
+            trainer.remove_callback(ProgressCallback)
+        outcome = trainer.train()
+    if progress.diverged_at is not None:
+        raise TrainingDiverged(
+            f"{label}: the loss was not finite for {BAD_STEPS} steps in a row, up to step {progress.diverged_at} "
+            f"(learning_rate {options.learning_rate:g}). Lower the learning rate, or look for broken rows."
+        )
+    if progress.best is not None and progress.best_epoch < len(progress.scores):
+        model.load_state_dict(progress.best)
+    model.eval()
+    return FitResult(progress.losses, progress.scores, progress.best_epoch, metric, int(outcome.global_step))
+
+
+def _stack(values: Sequence[Any]) -> Any:
+    import numpy as np
+
+    return np.stack([np.asarray(value) for value in values])
