@@ -242,7 +242,8 @@ def interleave(
                 break
     if not blocks[baseline.name]:
         raise MeasurementError(
-            f"The budget of {budget_s:g} s was spent on warming up {len(arms)} arms. Give more seconds or a smaller batch."
+            f"The budget of {budget_s:g} s was spent on warming up {len(arms)} arms. "
+            "Give more seconds or a smaller batch."
         )
     return Timings(
         arms=tuple(names),
