@@ -1,0 +1,336 @@
+"""Figures that only a process of its own can give: cold start, peak memory, and whether a reloaded model agrees.
+
+The parent starts ``python -m mlflow_slim.measure.fresh_process <request.json>``; the child loads an exported folder
+through its backend, predicts once and writes what it saw into the request's folder. Nothing is pickled: requests and
+answers are JSON, outputs an ``.npy`` file. The child gets no network (``HF_HUB_OFFLINE``) and imports what the backend
+imports, nothing else, so that its memory and its start are those of serving.
+
+Peak memory is the kernel's own high-water mark (Linux ``VmHWM``, elsewhere ``ru_maxrss`` or the peak working set). It
+says what the process held at its fullest, loading included, which is what a container's limit must cover.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigError, InputNotFound, MeasurementError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from .stats import Interval
+
+__all__ = ["ColdStart", "PeakMemory", "Served", "cold_start", "peak_memory", "reload_outputs"]
+
+BACKENDS = "mlflow_slim.catalog:load_backend"
+"""Finds a backend by name. Another ``module:function`` may be passed by code; no file or recipe can."""
+
+_TIMEOUT_S = 600.0
+
+
+@dataclass(frozen=True)
+class Served:
+    """An exported folder and the way to run it.
+
+    Attributes:
+        directory: The folder that a backend exported.
+        backend: Name of that backend.
+        threads: Threads that computing may use, >= 1.
+    """
+
+    directory: Path
+    backend: str
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class ColdStart:
+    """Start of the process to the first answer.
+
+    Attributes:
+        seconds: Median over the starts, with the interval that order statistics give.
+        samples: Seconds of each start.
+        import_s: Median part of it that is importing our package and the backend.
+        load_s: Median part of it that is loading the model.
+        predict_s: Median part of it that is the first prediction.
+    """
+
+    seconds: Interval
+    samples: tuple[float, ...]
+    import_s: float
+    load_s: float
+    predict_s: float
+
+
+@dataclass(frozen=True)
+class PeakMemory:
+    """Memory of a process that serves one model.
+
+    Attributes:
+        peak_mib: High-water mark after loading and predicting, MiB.
+        import_mib: High-water mark after the imports, before the model, MiB.
+    """
+
+    peak_mib: float
+    import_mib: float
+
+    @property
+    def model_mib(self) -> float:
+        """What loading and predicting added, MiB."""
+        return max(0.0, self.peak_mib - self.import_mib)
+
+
+def cold_start(
+    arms: Mapping[str, Served],
+    inputs: Sequence[Any],
+    *,
+    repeats: int = 6,
+    confidence: float = 0.95,
+    backends: str = BACKENDS,
+    timeout_s: float = _TIMEOUT_S,
+) -> dict[str, ColdStart]:
+    """Seconds from starting a process to its first prediction, for every arm.
+
+    Arms take turns, so that a busy minute falls on all of them. One start of each goes before and isn't counted: the
+    first one also fills the file cache, which is a matter of the disk and not of the model.
+
+    Args:
+        arms: What to start, by name.
+        inputs: What the first prediction is for; one input is what a first request looks like.
+        repeats: Counted starts of each arm, >= 1; below 6 the interval's ends are nan at 95 %.
+        confidence: Of the interval around the median.
+        backends: ``module:function`` that finds a backend.
+        timeout_s: A start that takes longer fails.
+
+    Raises:
+        MeasurementError: A child failed; its last words are in the message.
+        InputNotFound: A folder isn't there.
+    """
+    from statistics import median
+
+    from .stats import quantile_interval
+
+    if repeats < 1:
+        raise ConfigError(f"repeats must be at least 1, got {repeats}.")
+    seen: dict[str, list[dict[str, float]]] = {name: [] for name in arms}
+    for turn in range(repeats + 1):
+        order = list(arms)[:: 1 if turn % 2 else -1]
+        for name in order:
+            answer, _ = _in_child(arms[name], inputs, backends=backends, timeout_s=timeout_s)
+            if turn:
+                seen[name].append(answer)
+    return {
+        name: ColdStart(
+            seconds=quantile_interval([a["cold_start_s"] for a in answers], 0.5, confidence),
+            samples=tuple(a["cold_start_s"] for a in answers),
+            import_s=median(a["import_s"] for a in answers),
+            load_s=median(a["load_s"] for a in answers),
+            predict_s=median(a["predict_s"] for a in answers),
+        )
+        for name, answers in seen.items()
+    }
+
+
+def peak_memory(
+    served: Served,
+    inputs: Sequence[Any],
+    *,
+    batch_size: int = 32,
+    backends: str = BACKENDS,
+    timeout_s: float = _TIMEOUT_S,
+) -> PeakMemory:
+    """Peak resident memory of a fresh process that loads the folder and predicts ``inputs``; raises as `cold_start`."""
+    answer, _ = _in_child(served, inputs, batch_size=batch_size, backends=backends, timeout_s=timeout_s)
+    return PeakMemory(answer["peak_mib"], answer["import_mib"])
+
+
+def reload_outputs(
+    served: Served,
+    inputs: Sequence[Any],
+    *,
+    batch_size: int = 32,
+    backends: str = BACKENDS,
+    timeout_s: float = _TIMEOUT_S,
+) -> np.ndarray:
+    """Raw outputs ``(rows, ...)`` for ``inputs``, computed by a process that knows the folder only; raises likewise."""
+    outputs: np.ndarray
+    _, outputs = _in_child(
+        served, inputs, batch_size=batch_size, want_outputs=True, backends=backends, timeout_s=timeout_s
+    )
+    return outputs
+
+
+def _in_child(
+    served: Served,
+    inputs: Sequence[Any],
+    *,
+    batch_size: int = 32,
+    want_outputs: bool = False,
+    backends: str,
+    timeout_s: float,
+) -> tuple[dict[str, float], Any]:
+    directory = Path(served.directory).resolve()
+    if not directory.is_dir():
+        raise InputNotFound(f"The exported model {str(served.directory)!r} isn't a folder. Export it first.")
+    if served.threads < 1 or batch_size < 1 or not inputs:
+        raise ConfigError(
+            f"threads and batch_size must be at least 1 and inputs not empty, "
+            f"got threads={served.threads}, batch_size={batch_size}, {len(inputs)} inputs."
+        )
+    with tempfile.TemporaryDirectory(prefix="slim-fresh-") as folder:  # made with mode 0700
+        request = {
+            "directory": str(directory),
+            "backend": served.backend,
+            "threads": served.threads,
+            "backends": backends,
+            "inputs": [_to_json(x) for x in inputs],
+            "batch_size": batch_size,
+            "want_outputs": want_outputs,
+        }
+        path = Path(folder) / "request.json"
+        path.write_text(json.dumps(request), encoding="utf-8")
+        started = time.monotonic()  # counts from the system's start, so the child reads the same clock
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", __name__, str(path)],
+                env=_environment(served.threads),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                timeout=timeout_s,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise MeasurementError(
+                f"A fresh process did not load {str(directory)!r} with {served.backend!r} within {timeout_s:g} s."
+                f"{_last_words(error.stderr)}"
+            ) from error
+        except OSError as error:
+            raise MeasurementError(f"A fresh process could not be started: {error}.") from error
+        answer_path = Path(folder) / "answer.json"
+        if done.returncode != 0 or not answer_path.exists():
+            how = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
+            memory = ", perhaps out of memory" if done.returncode == -9 else ""
+            raise MeasurementError(
+                f"A fresh process could not load and run {str(directory)!r} with {served.backend!r} ({how}{memory})."
+                f"{_last_words(done.stderr)}"
+            )
+        answer: dict[str, float] = json.loads(answer_path.read_text(encoding="utf-8"))
+        answer["cold_start_s"] = answer.pop("answered_at") - started
+        outputs = None
+        if want_outputs:
+            import numpy as np
+
+            outputs = np.load(Path(folder) / "outputs.npy", allow_pickle=False)
+        return answer, outputs
+
+
+def _environment(threads: int) -> dict[str, str]:
+    """Ours, without a network, with explicit threads, and with the package that is running here importable."""
+    root = Path(__file__).resolve().parents[2]
+    paths = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
+    if root.name not in (
+        "site-packages",
+        "dist-packages",
+    ):  # on PYTHONPATH those would come before the standard library
+        paths.append(str(root))
+    return {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "OMP_NUM_THREADS": str(threads),
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
+        "PYTHONSAFEPATH": "1",  # -m would put the working folder first, with whatever lies in it
+        "PYTHONIOENCODING": "utf-8",
+    }
+
+
+def _last_words(stderr: bytes | str | None, lines: int = 8) -> str:
+    text = stderr.decode("utf-8", errors="replace") if isinstance(stderr, bytes) else stderr or ""
+    kept = [line for line in text.splitlines() if line.strip()][-lines:]
+    return " Its last words:\n" + "\n".join(kept) if kept else " It said nothing."
+
+
+def _to_json(value: Any) -> Any:
+    """An input as JSON: strings and pairs as they are, bytes in base64."""
+    if isinstance(value, (bytes, bytearray)):
+        return {"base64": base64.b64encode(value).decode("ascii")}
+    if isinstance(value, (tuple, list)):
+        return {"pair": [_to_json(x) for x in value]}
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    raise ConfigError(
+        f"An input of type {type(value).__name__} can't be sent to a fresh process: use str, pair or bytes."
+    )
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return base64.b64decode(value["base64"]) if "base64" in value else tuple(map(_from_json, value["pair"]))
+    return value
+
+
+# --- The child -------------------------------------------------------------------------------------------------------
+
+
+def peak_rss_mib() -> float:
+    """The largest resident memory this process has had, MiB.
+
+    On Linux from ``VmHWM``: ``ru_maxrss`` of a child starts at what its parent held when it was made.
+    """
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    if sys.platform == "win32":
+        import psutil
+
+        return float(psutil.Process().memory_info().peak_wset) / 2**20
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 1024
+
+
+def _answer(request_path: Path) -> None:
+    """Does what the request says and writes ``answer.json`` beside it."""
+    begun = time.perf_counter()
+    request = json.loads(request_path.read_text(encoding="utf-8"))
+    module, _, function = request["backends"].partition(":")
+    find: Callable[[str], Any] = getattr(importlib.import_module(module), function)
+    backend = find(request["backend"])
+    inputs = [_from_json(x) for x in request["inputs"]]
+    imported, import_mib = time.perf_counter(), peak_rss_mib()
+    predictor = backend.load(Path(request["directory"]), threads=request["threads"])
+    loaded = time.perf_counter()
+    outputs = predictor.predict(inputs, batch_size=request["batch_size"])
+    answered_at, predicted = time.monotonic(), time.perf_counter()
+    if request["want_outputs"]:
+        import numpy as np
+
+        np.save(request_path.with_name("outputs.npy"), np.asarray(outputs), allow_pickle=False)
+    answer = {
+        "answered_at": answered_at,
+        "import_s": imported - begun,
+        "load_s": loaded - imported,
+        "predict_s": predicted - loaded,
+        "import_mib": import_mib,
+        "peak_mib": peak_rss_mib(),
+    }
+    request_path.with_name("answer.json").write_text(json.dumps(answer), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    _answer(Path(sys.argv[1]))

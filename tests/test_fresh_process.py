@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mlflow_slim.errors import ConfigError, InputNotFound, MeasurementError
+from mlflow_slim.measure import fresh_process
+from mlflow_slim.measure.fresh_process import Served, cold_start, peak_memory, peak_rss_mib, reload_outputs
+
+FAKE = """
+import json, os, sys, time
+import numpy as np
+
+class Predictor:
+    def __init__(self, directory, threads):
+        self.weights = json.loads((directory / "weights.json").read_text())
+        self.threads = threads
+        self.ballast = np.ones(self.weights.get("mib", 0) * 2**17)
+        time.sleep(self.weights.get("seconds", 0))
+
+    def predict(self, inputs, *, batch_size=32):
+        if "die" in self.weights:
+            sys.stderr.write("I looked for a kernel\\nand found none\\n")
+            os._exit(3)
+        if "kill" in self.weights:
+            os.kill(os.getpid(), 9)
+        if "hang" in self.weights:
+            time.sleep(60)
+        facts = [os.environ["HF_HUB_OFFLINE"], os.environ["OMP_NUM_THREADS"], str(self.threads)]
+        heavy = [float(name in sys.modules) for name in ("torch", "transformers", "mlflow")]
+        size = [float(len(x) if not isinstance(x, tuple) else 100 * len(x[0]) + len(x[1])) for x in inputs]
+        return np.array([[s, float(batch_size), *map(float, facts), *heavy] for s in size], dtype=np.float32)
+
+class Backend:
+    def __init__(self, name): self.name = name
+    def load(self, directory, *, threads): return Predictor(directory, threads)
+"""
+BACKENDS = "fake_backends:Backend"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "fake_backends.py").write_text(FAKE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return tmp_path
+
+
+def _model(folder: Path, text: str = "{}", name: str = "model") -> Served:
+    (folder / name).mkdir()
+    (folder / name / "weights.json").write_text(text)
+    return Served(folder / name, "fake", threads=2)
+
+
+def test_outputs_come_from_a_process_with_given_threads_offline_and_nothing_heavy(folder: Path) -> None:
+    inputs = ["abc", ("a", "bc"), b"\x00\xff\n", "ß\n'$(touch x)'"]
+    outputs = reload_outputs(_model(folder), inputs, batch_size=7, backends=BACKENDS)
+    assert outputs.dtype == np.float32
+    assert outputs[:, 0].tolist() == [3, 102, 3, 14]
+    assert outputs[:, 1].tolist() == [7] * 4
+    assert outputs[0, 2:5].tolist() == [1, 2, 2]
+    assert outputs[0, 5:].tolist() == [0, 0, 0]
+
+
+def test_peak_memory_holds_the_model_and_not_the_parents_memory(folder: Path) -> None:
+    ballast = np.ones(300 * 2**17)  # 300 MiB that a child made carelessly would inherit as its peak
+    small = peak_memory(_model(folder, "{}", "small"), ["a"], backends=BACKENDS)
+    large = peak_memory(_model(folder, '{"mib": 128}', "large"), ["a"], backends=BACKENDS)
+    assert ballast.nbytes == 300 * 2**20
+    assert peak_rss_mib() > 300
+    assert small.peak_mib < 150
+    assert large.peak_mib - small.peak_mib == pytest.approx(128, abs=15)
+    assert large.model_mib == pytest.approx(128, abs=15)
+    assert 5 < large.import_mib < large.peak_mib
+
+
+def test_cold_start_counts_from_the_start_of_the_process(folder: Path) -> None:
+    arms = {"slow": _model(folder, '{"seconds": 0.4}', "slow"), "fast": _model(folder, "{}", "fast")}
+    found = cold_start(arms, ["a"], repeats=2, backends=BACKENDS)
+    slow, fast = found["slow"], found["fast"]
+    assert len(slow.samples) == len(fast.samples) == 2
+    assert slow.seconds.n == 2
+    assert slow.load_s >= 0.4
+    assert min(slow.samples) > 0.4
+    assert min(fast.samples) > fast.import_s + fast.load_s + fast.predict_s  # the interpreter's own start is in it
+    assert min(slow.samples) <= slow.seconds.value <= max(slow.samples)
+
+
+def test_a_child_that_fails_says_its_last_words(folder: Path) -> None:
+    with pytest.raises(
+        MeasurementError, match=r"exit code 3\)\. Its last words:\nI looked for a kernel\nand found none"
+    ):
+        reload_outputs(_model(folder, '{"die": 1}'), ["a"], backends=BACKENDS)
+    with pytest.raises(MeasurementError, match=r"FileNotFoundError.*weights\.json"):
+        (folder / "empty").mkdir()
+        peak_memory(Served(folder / "empty", "fake"), ["a"], backends=BACKENDS)
+    with pytest.raises(MeasurementError, match="No module named 'nowhere'"):
+        peak_memory(Served(folder / "empty", "fake"), ["a"], backends="nowhere:at_all")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_a_child_that_is_killed_or_hangs_is_told_apart(folder: Path) -> None:
+    with pytest.raises(MeasurementError, match=r"signal 9, perhaps out of memory\)\. It said nothing\."):
+        peak_memory(_model(folder, '{"kill": 1}', "kill"), ["a"], backends=BACKENDS)
+    with pytest.raises(MeasurementError, match=r"within 1\.5 s"):
+        peak_memory(_model(folder, '{"hang": 1}', "hang"), ["a"], backends=BACKENDS, timeout_s=1.5)
+
+
+def test_wrong_requests_start_no_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fresh_process.subprocess, "run", lambda *a, **k: pytest.fail("a process was started"))
+    model = _model(folder)
+    with pytest.raises(InputNotFound, match="missing' isn't a folder"):
+        peak_memory(Served(folder / "missing", "fake"), ["a"])
+    with pytest.raises(ConfigError, match="0 inputs"):
+        peak_memory(model, [])
+    with pytest.raises(ConfigError, match="threads=0"):
+        peak_memory(Served(model.directory, "fake", threads=0), ["a"])
+    with pytest.raises(ConfigError, match="type object can't be sent"):
+        peak_memory(model, [object()])
+    with pytest.raises(ConfigError, match="repeats must be at least 1, got 0"):
+        cold_start({"a": model}, ["a"], repeats=0)
+
+
+def test_the_working_folder_cannot_slip_a_module_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if sys.version_info < (3, 11):
+        pytest.skip("the interpreter has no safe path")
+    trap = folder / "cwd"
+    trap.mkdir()
+    (trap / "numpy.py").write_text("raise SystemExit('trapped')")
+    monkeypatch.chdir(trap)
+    assert len(reload_outputs(_model(folder), ["a"], backends=BACKENDS)) == 1
+    assert [p.name for p in trap.iterdir()] == ["numpy.py"]
