@@ -1,0 +1,129 @@
+"""Runs the transformers model of a bundle with torch; both are imported when a bundle is opened, not before."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars from transformers inside, and its setting restored after."""
+    from transformers.utils import logging
+
+    upstream: Any = logging  # its functions carry no types
+    shown = upstream.is_progress_bar_enabled()
+    upstream.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            upstream.enable_progress_bar()
+
+
+def refuse_code(directory: Path) -> None:
+    """Raises ValueError when a JSON file of the folder would make transformers fetch or run code."""
+    for path in sorted(directory.glob("*config.json")):
+        waiting: list[Any] = [json.loads(path.read_text(encoding="utf-8"))]
+        while waiting:
+            item = waiting.pop()
+            if isinstance(item, list):
+                waiting += item
+            elif isinstance(item, dict):
+                waiting += item.values()
+                for key, value in item.items():
+                    kernel = "attn_implementation" in key and isinstance(value, str) and "/" in value
+                    if kernel or (key in ("auto_map", "trust_remote_code") and value):
+                        raise ValueError(f"{path.name} sets {key} to {value!r}, which would run code; refused.")
+
+
+def load_model(directory: Path, library_class: str) -> Any:
+    """The transformers model of a folder, from safetensors alone, in the type its weights have.
+
+    Raises:
+        ValueError: The weights don't fit the model that the configuration describes, or loading would run code.
+    """
+    import transformers
+
+    refuse_code(directory)
+    with quiet_transformers():
+        model, report = getattr(transformers, library_class).from_pretrained(
+            str(directory),
+            dtype="auto",
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    # transformers only warns here and goes on with random weights
+    wrong = {kind: sorted(map(str, names)) for kind, names in report.items() if kind.endswith("_keys") and names}
+    if wrong:
+        raise ValueError(f"the weights in {directory} don't fit its config.json: {wrong}")
+    return model
+
+
+class TorchEngine:
+    """A transformers model that answers.
+
+    Args:
+        model: The model, in eval mode, on the device it shall run on.
+        output: The field of its output that is the answer, such as ``logits``.
+        threads: Threads of torch, >= 1. torch keeps one number per process, so it is set again before a call
+            when another engine has changed it.
+    """
+
+    def __init__(self, model: Any, *, output: str, threads: int) -> None:
+        import torch
+
+        self._torch = torch
+        self._model = model
+        self._output = output
+        self._threads = threads
+        self._device = model.device
+        self.settings = {
+            "threads": threads,
+            "device": str(self._device),
+            "dtype": str(model.dtype).removeprefix("torch."),
+        }
+        logger.debug("torch %s: %s", torch.__version__, self.settings)
+
+    def forward(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The answer field, float32, ``(rows, ...)``; a GPU has finished when this returns."""
+        torch = self._torch
+        if torch.get_num_threads() != self._threads:
+            torch.set_num_threads(self._threads)
+        with torch.inference_mode():
+            outputs = self._model(**{name: torch.from_numpy(array).to(self._device) for name, array in batch.items()})
+            array: np.ndarray = getattr(outputs, self._output).float().cpu().numpy()
+        return array
+
+
+def transformers_encoder(
+    directory: Path, names: Sequence[str], *, max_length: int
+) -> Callable[[Sequence[Any]], dict[str, np.ndarray]]:
+    """Encodes as a user of transformers would: the model's own fast tokenizer, called with a list."""
+    import transformers
+
+    refuse_code(directory)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
+        str(directory), local_files_only=True, trust_remote_code=False
+    )
+
+    def encode(texts: Sequence[Any]) -> dict[str, np.ndarray]:
+        pairs = bool(texts) and not isinstance(texts[0], str)
+        first = [text[0] for text in texts] if pairs else list(texts)
+        second = [text[1] for text in texts] if pairs else None
+        encoded = tokenizer(
+            first, second, truncation=True, max_length=max_length, padding="longest", return_tensors="np"
+        )
+        return {name: np.asarray(encoded[name], dtype=np.int64) for name in names}
+
+    return encode
