@@ -1,0 +1,269 @@
+"""Backend ``onnxruntime``: the model as one ONNX graph with free batch and length, run by onnxruntime.
+
+The graph comes from torch.onnx's exporter (opset 18). Where the architecture is one of the BERT family,
+onnxruntime's transformer optimizer then fuses its parts (GELU with bias, layer norm with skip). A fused graph
+that answers differently is dropped for the plain one, with a note; a plain one that does is an error.
+
+Half-precision weights are widened to float32, because onnxruntime's CPU kernels for them are few and slow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib.util
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .. import bundle
+from ..artifact import ExportedModel, OptimizedModel
+from ..errors import ExportError, IntegrityError, ModelError
+from ..runtime import BundleError, Predictor, tasks
+from ..runtime import load as load_bundle
+from ..runtime.encoder import TokenizerFile
+from ..runtime.onnx_engine import MODEL, OnnxEngine
+from ..runtime.torch_engine import TorchEngine
+
+__all__ = ["BACKEND", "OnnxRuntimeBackend"]
+
+logger = logging.getLogger(__name__)
+
+_OPSET = 18
+_FUSED_AS_BERT = frozenset(
+    ("albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta")
+)
+# protobuf ends at 2 GiB; beyond this the weights go into a file beside the graph
+_ONE_FILE_BYTES = 1_800_000_000
+# of the outputs, against the float32 model; measured differences of fp32 exports are about 2e-6
+_TOLERANCE = 1e-3
+# against the source itself when its weights were half precision
+_HALF_TOLERANCE = {"float16": 2e-2, "bfloat16": 1e-1}
+# onnxruntime's fusions log under their bare file names
+_NOISY = (
+    "torch.onnx",
+    "torch.export",
+    "torch._dynamo",
+    "onnxscript",
+    "onnx_ir",
+    "onnxruntime.transformers",
+    "fusion_",
+    "onnx_model",
+)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Warnings of the exporter's own insides off, and its loggers at ERROR, inside only."""
+    import onnxruntime.transformers.optimizer  # noqa: F401  (so that its loggers are there to be found)
+
+    names = [name for name in list(logging.root.manager.loggerDict) if name.startswith(_NOISY)]
+    levels = {name: logging.getLogger(name).level for name in {*names, *_NOISY}}
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def _trace(model: Any, output: str, example: Mapping[str, Any], target: Path) -> None:
+    """Writes the plain graph of ``model`` to ``target``."""
+    import torch
+
+    names = list(example)
+
+    class Answer(torch.nn.Module):
+        """The model with positional inputs and one output."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, *arrays: Any) -> Any:
+            return getattr(self.model(**dict(zip(names, arrays, strict=True))), output)
+
+    axes = {0: "batch", 1: "sequence"}
+    # An eval'ed wrapper: the exporter puts modules back into the wrapper's mode, recursively.
+    program: Any = torch.onnx.export(
+        Answer().eval(),
+        tuple(torch.from_numpy(array) for array in example.values()),
+        dynamo=True,
+        opset_version=_OPSET,
+        input_names=names,
+        output_names=[output],
+        dynamic_shapes=(tuple(axes for _ in names),),
+        verbose=False,
+    )
+    size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    program.save(str(target), external_data=size > _ONE_FILE_BYTES)
+
+
+def _fuse(config: Any, plain: Path, target: Path) -> dict[str, int]:
+    """Writes the fused form of ``plain`` to ``target``; how often each fusion was made."""
+    from onnxruntime.transformers import optimizer
+    from onnxruntime.transformers.fusion_options import FusionOptions
+    from optimum.utils import NormalizedConfigManager
+
+    normal = NormalizedConfigManager.get_normalized_config_class(config.model_type)(config)
+    fused = optimizer.optimize_model(
+        str(plain),
+        model_type="bert",
+        num_heads=int(normal.num_attention_heads),
+        hidden_size=int(normal.hidden_size),
+        optimization_options=FusionOptions("bert"),
+        opt_level=0,
+    )
+    size = sum(path.stat().st_size for path in plain.parent.glob(f"{plain.name}*"))
+    fused.save_model_to_file(str(target), use_external_data_format=size > _ONE_FILE_BYTES)
+    return {name: int(count) for name, count in fused.get_fused_operator_statistics().items() if count}
+
+
+class OnnxRuntimeBackend:
+    """Writes and runs ONNX."""
+
+    name = "onnxruntime"
+
+    def is_available(self) -> str | None:
+        """None when onnxruntime and tokenizers are installed, else what to install."""
+        missing = [name for name in ("onnxruntime", "tokenizers") if importlib.util.find_spec(name) is None]
+        if missing:
+            return f"Backend 'onnxruntime' needs {', '.join(missing)}. Install it with: pip install {' '.join(missing)}"
+        return None
+
+    def export(self, source: OptimizedModel, directory: Path, sample: Sequence[Any]) -> ExportedModel:
+        """Writes ``source`` into ``directory`` as an ONNX graph and compares its answers with the source's.
+
+        Args:
+            source: The model; it is left as it is.
+            directory: Made here; must not exist.
+            sample: A few real inputs, of different lengths if possible.
+
+        Raises:
+            ExportError: The folder exists or can't be written, the model can't be traced, or the graph answers
+                differently.
+            ModelError: There is no fast tokenizer or no padding token, or ``max_length`` is beyond the model.
+        """
+        import torch
+
+        bundle.check_labels(source)
+        task = tasks.find(source.task)
+        dtype = str(source.model.dtype).removeprefix("torch.")
+        threads = torch.get_num_threads()
+        notes: dict[str, Any] = {"opset": _OPSET, "source_dtype": dtype, "torch": torch.__version__}
+        with bundle.staged(Path(directory)) as work, bundle.evaluating(source.model):
+            inputs = bundle.save_tokenizer(source, work, sample, whole=False)
+            encode = TokenizerFile(work / "tokenizer.json", inputs, max_length=int(source.spec["max_length"]))
+            model = source.model
+            if dtype != "float32" or model.device.type != "cpu":
+                model = copy.deepcopy(model).to("cpu", torch.float32)
+                notes["widened"] = f"{dtype} to float32"
+            expected = TorchEngine(model, output=task.OUTPUT, threads=threads)
+            example = encode(list(sample[:2]) or [""])
+            if len(next(iter(example.values()))) == 1:  # the exporter takes an axis of length 1 for a constant
+                example = encode([*sample[:1], *sample[:1]])
+            self._check_length(expected, encode, sample, source)
+            with tempfile.TemporaryDirectory(prefix=".trace-", dir=work) as scratch, _quiet():
+                plain = Path(scratch) / MODEL
+                try:
+                    _trace(model, task.OUTPUT, example, plain)
+                except OSError:
+                    raise
+                except Exception as error:  # the exporter raises many kinds of its own
+                    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                    raise ExportError(
+                        f"torch.onnx can't export {type(source.model).__name__}: {reason}. Use the torch backend."
+                    ) from error
+                notes |= self._place(source, plain, work, expected, encode, sample, threads)
+            if dtype in _HALF_TOLERANCE:
+                own, graph = (
+                    TorchEngine(source.model, output=task.OUTPUT, threads=threads),
+                    OnnxEngine(work / MODEL, threads=threads),
+                )
+                notes["max_abs_diff_to_source"] = bundle.compare(
+                    lambda texts: own.forward(encode(texts)),
+                    lambda texts: graph.forward(encode(texts)),
+                    sample,
+                    tolerance=_HALF_TOLERANCE[dtype],
+                    what="The ONNX model",
+                )
+            bundle.write(source, work, backend=self.name, inputs=inputs, notes=notes)
+        return bundle.read(directory, verify=False)
+
+    def _check_length(
+        self, engine: TorchEngine, encode: TokenizerFile, sample: Sequence[Any], source: OptimizedModel
+    ) -> None:
+        max_length = int(source.spec["max_length"])
+        text = sample[0] if sample else ""
+        long = f"{text} " * max_length if isinstance(text, str) else tuple(f"{part} " * max_length for part in text)
+        try:
+            engine.forward(encode([long]))
+        except (IndexError, RuntimeError) as error:
+            raise ModelError(
+                f"{type(source.model).__name__} can't take max_length={max_length} tokens ({error}). "
+                "Write a smaller max_length."
+            ) from error
+
+    def _place(
+        self,
+        source: OptimizedModel,
+        plain: Path,
+        work: Path,
+        expected: TorchEngine,
+        encode: TokenizerFile,
+        sample: Sequence[Any],
+        threads: int,
+    ) -> dict[str, Any]:
+        """Puts the fused graph, or else the plain one, into ``work``; what to note about it."""
+
+        def difference(path: Path) -> float:
+            engine = OnnxEngine(path, threads=threads)
+            return bundle.compare(
+                lambda texts: expected.forward(encode(texts)),
+                lambda texts: engine.forward(encode(texts)),
+                sample,
+                tolerance=_TOLERANCE,
+                what="The ONNX model",
+            )
+
+        kind = source.model.config.model_type
+        if kind in _FUSED_AS_BERT:
+            try:
+                counts = _fuse(source.model.config, plain, work / MODEL)
+                return {"fused": counts, "max_abs_diff": difference(work / MODEL)}
+            except OSError:
+                raise
+            except Exception as error:  # fusing is an extra: whatever stops it, the plain graph is there
+                logger.warning("Fusing the graph of %s failed (%s); the plain graph is kept.", kind, error)
+                reason = f"fusing failed: {error}"
+                for leftover in work.glob(f"{MODEL}*"):
+                    leftover.unlink()
+        else:
+            reason = f"no fusion for the model type {kind}"
+        for path in plain.parent.glob(f"{MODEL}*"):
+            path.rename(work / path.name)
+        return {"fused": {}, "not_fused": reason, "max_abs_diff": difference(work / MODEL)}
+
+    def load(self, directory: Path, *, threads: int) -> Predictor:
+        """A predictor over an exported folder, after comparing it with its manifest.
+
+        Args:
+            directory: The folder.
+            threads: Threads inside an operator, >= 1.
+
+        Raises:
+            IntegrityError: The folder is not what its manifest says, or can't be opened.
+        """
+        try:
+            return load_bundle(directory, threads=threads)
+        except BundleError as error:
+            raise IntegrityError(str(error)) from error
+
+
+BACKEND = OnnxRuntimeBackend()

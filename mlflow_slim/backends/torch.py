@@ -1,0 +1,121 @@
+"""Backend ``torch``: the folder that transformers itself reads, run by torch.
+
+The weights are safetensors and the folder loads with ``from_pretrained`` as it stands, so a shape that
+transformers' configuration can't express (one narrowed layer) is found here, by loading what was saved.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .. import bundle
+from ..artifact import ExportedModel, OptimizedModel
+from ..errors import ExportError, IntegrityError, ModelError
+from ..runtime import BundleError, Predictor, tasks
+from ..runtime import load as load_bundle
+from ..runtime.torch_engine import TorchEngine, load_model, quiet_transformers, transformers_encoder
+
+__all__ = ["BACKEND", "TorchBackend"]
+
+# Reloaded weights are the same bits; what remains is another attention kernel's order of summation.
+_TOLERANCE = {"float64": 1e-4, "float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
+
+
+def _name_the_labels(config: Path, source: OptimizedModel) -> None:
+    """Puts the task's labels into ``config.json``, so that transformers' own pipeline answers with them."""
+    labels = [str(label) for label in source.spec["labels"]]
+    content = json.loads(config.read_text(encoding="utf-8"))
+    if content.get("auto_map"):
+        raise ModelError(
+            f"{source.source or 'The model'} needs code of its own (auto_map); only transformers' are exported."
+        )
+    content.pop("_name_or_path", None)
+    content["id2label"] = {str(index): label for index, label in enumerate(labels)}
+    content["label2id"] = {label: index for index, label in enumerate(labels)}
+    if source.spec.get("multi_label"):
+        content["problem_type"] = "multi_label_classification"
+    elif content.get("problem_type") != "single_label_classification":
+        content["problem_type"] = "single_label_classification" if len(labels) > 1 else None
+    config.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+class TorchBackend:
+    """Writes and runs transformers' own format."""
+
+    name = "torch"
+
+    def is_available(self) -> str | None:
+        """None when torch and transformers are installed, else what to install."""
+        missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+        if missing:
+            return f"Backend 'torch' needs {', '.join(missing)}. Install it with: pip install mlflow_slim"
+        return None
+
+    def export(self, source: OptimizedModel, directory: Path, sample: Sequence[Any]) -> ExportedModel:
+        """Writes ``source`` into ``directory`` as safetensors and tokenizer, loads it again and compares.
+
+        Args:
+            source: The model; it is left as it is.
+            directory: Made here; must not exist.
+            sample: A few real inputs.
+
+        Raises:
+            ExportError: The folder exists or can't be written, or what was loaded answers differently.
+            ModelError: There is no fast tokenizer or no padding token, or the model needs code of its own.
+        """
+        import torch
+
+        task = tasks.find(source.task)
+        dtype = str(source.model.dtype).removeprefix("torch.")
+        threads = torch.get_num_threads()
+        max_length = int(source.spec["max_length"])
+        bundle.check_labels(source)
+        with bundle.staged(Path(directory)) as work:
+            with quiet_transformers():
+                source.model.save_pretrained(str(work))
+            inputs = bundle.save_tokenizer(source, work, sample, whole=True)
+            _name_the_labels(work / "config.json", source)
+            encode = transformers_encoder(work, inputs["names"], max_length=max_length)
+            try:
+                reloaded = load_model(work, task.LIBRARY_CLASS).to(source.model.device).eval()
+            except (ValueError, RuntimeError) as error:
+                raise ExportError(
+                    f"transformers can't load what it saved of {type(source.model).__name__}: {error}. "
+                    "Its configuration has no words for this shape; export to onnxruntime instead."
+                ) from error
+            found = TorchEngine(reloaded, output=task.OUTPUT, threads=threads)
+            with bundle.evaluating(source.model):
+                expected = TorchEngine(source.model, output=task.OUTPUT, threads=threads)
+                difference = bundle.compare(
+                    lambda texts: expected.forward(encode(texts)),
+                    lambda texts: found.forward(encode(texts)),
+                    sample,
+                    tolerance=_TOLERANCE.get(dtype, 5e-2),
+                    what="The saved model",
+                )
+            notes = {"dtype": dtype, "max_abs_diff": difference, "torch": torch.__version__}
+            bundle.write(source, work, backend=self.name, inputs=inputs, notes=notes)
+        return bundle.read(directory, verify=False)
+
+    def load(self, directory: Path, *, threads: int, device: str = "cpu") -> Predictor:
+        """A predictor over an exported folder, after comparing it with its manifest.
+
+        Args:
+            directory: The folder.
+            threads: Threads of torch, >= 1.
+            device: ``cpu`` or ``cuda``.
+
+        Raises:
+            IntegrityError: The folder is not what its manifest says, or can't be opened.
+        """
+        try:
+            return load_bundle(directory, threads=threads, device=device)
+        except BundleError as error:
+            raise IntegrityError(str(error)) from error
+
+
+BACKEND = TorchBackend()

@@ -1,0 +1,290 @@
+"""Writes an exported model's folder so that it is either whole or not there, and reads it back.
+
+Every backend writes the same frame (``slim.json``, ``manifest.json``, tokenizer) around weights of its own. The
+folder is made beside its final name and renamed when the last file is in it. Reading for use is
+`mlflow_slim.runtime`'s job, because a served model does it without this package.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import __version__, manifest
+from .artifact import ExportedModel, OptimizationCost, OptimizedModel, StepRecord
+from .errors import ExportError, IntegrityError, ModelError
+from .runtime.bundle import FORMAT, NAME, BundleError, read_bundle
+
+__all__ = [
+    "check_labels",
+    "compare",
+    "count_parameters",
+    "evaluating",
+    "input_names",
+    "read",
+    "save_tokenizer",
+    "staged",
+    "write",
+]
+
+_KNOWN_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+@contextmanager
+def staged(directory: Path) -> Iterator[Path]:
+    """A temporary folder beside ``directory`` that becomes it on leaving; nothing is left when the body fails.
+
+    Raises:
+        ExportError: ``directory`` exists, can't be written, or the disk is full.
+    """
+    directory = Path(directory)
+    if directory.exists() or directory.is_symlink():
+        raise ExportError(f"{directory} exists already and is not overwritten. Remove it or name another folder.")
+    work: Path | None = None
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+        yield work
+        work.chmod(0o755)  # mkdtemp makes it readable by its owner alone
+        work.rename(directory)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if error.errno == errno.ENOSPC:
+            reason = "the disk is full. Free some space or name a folder on another disk"
+        raise ExportError(f"{directory} can't be written: {reason}. Nothing was left behind.") from error
+    finally:
+        if work is not None and work.exists():
+            shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """``model`` in eval mode inside; each of its modules back in its own mode after."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def check_labels(source: OptimizedModel) -> None:
+    """Raises ModelError unless the head of ``source`` has one output for each label."""
+    labels, outputs = source.spec.get("labels"), getattr(source.model.config, "num_labels", None)
+    if labels is not None and outputs != len(labels):
+        raise ModelError(
+            f"The model has {outputs} outputs and the task {len(labels)} labels. Fine-tune it on the data first."
+        )
+
+
+def count_parameters(model: Any) -> tuple[int, int]:
+    """Number of weights of a torch module and how many are not zero; shared weights count once."""
+    import torch
+
+    with torch.no_grad():
+        weights = list(model.parameters())
+        return sum(w.numel() for w in weights), sum(int(torch.count_nonzero(w)) for w in weights)
+
+
+def input_names(model: Any, tokenizer: Any) -> list[str]:
+    """Names of the arrays the model is called with: those its tokenizer makes and its ``forward`` takes.
+
+    Raises:
+        ModelError: The tokenizer makes something no backend here can pass on.
+    """
+    import inspect
+
+    taken = inspect.signature(model.forward).parameters
+    names = [name for name in tokenizer.model_input_names if name in taken]
+    if "input_ids" not in names or not set(names) <= set(_KNOWN_INPUTS):
+        raise ModelError(
+            f"{type(model).__name__} with {type(tokenizer).__name__} is called with {', '.join(names) or 'nothing'}. "
+            f"Exporting knows {', '.join(_KNOWN_INPUTS)}; use another model."
+        )
+    return [name for name in _KNOWN_INPUTS if name in names]
+
+
+def _fast(tokenizer: Any, sample: Sequence[Any]) -> Any:
+    if getattr(tokenizer, "is_fast", False):
+        return tokenizer
+    import transformers
+    from transformers.convert_slow_tokenizer import convert_slow_tokenizer
+
+    kind = type(tokenizer).__name__
+    advice = "Use the model's fast tokenizer (a folder with tokenizer.json)."
+    try:
+        fast_class: Any = transformers.PreTrainedTokenizerFast  # untyped upstream
+        fast = fast_class(
+            tokenizer_object=convert_slow_tokenizer(tokenizer),
+            model_input_names=list(tokenizer.model_input_names),
+            padding_side=tokenizer.padding_side,
+            truncation_side=tokenizer.truncation_side,
+            **tokenizer.special_tokens_map,
+        )
+    except Exception as error:  # upstream raises whatever its converters stumble on
+        raise ModelError(
+            f"The tokenizer {kind} has no tokenizer.json and can't be converted: {error}. {advice}"
+        ) from error
+    for text in sample:
+        args = (text,) if isinstance(text, str) else tuple(text)
+        if fast(*args)["input_ids"] != tokenizer(*args)["input_ids"]:
+            raise ModelError(f"The tokenizer {kind} has no tokenizer.json and converts to other tokens. {advice}")
+    return fast
+
+
+def save_tokenizer(source: OptimizedModel, directory: Path, sample: Sequence[Any], *, whole: bool) -> dict[str, Any]:
+    """Writes the tokenizer; gives the ``inputs`` section of ``slim.json``.
+
+    Args:
+        source: The model; its processor is the tokenizer.
+        directory: Where to write.
+        sample: Inputs on which a converted tokenizer must agree with the original.
+        whole: True for every file ``from_pretrained`` reads, False for ``tokenizer.json`` alone.
+
+    Raises:
+        ModelError: There is no fast form of it, or it has no padding token.
+    """
+    tokenizer = _fast(source.processor, sample)
+    if tokenizer.pad_token is None:
+        raise ModelError(
+            f"The tokenizer {type(tokenizer).__name__} has no padding token, so texts can't be batched. "
+            "Set tokenizer.pad_token before exporting."
+        )
+    if whole:
+        tokenizer.save_pretrained(str(directory))
+    else:
+        tokenizer.backend_tokenizer.save(str(directory / "tokenizer.json"))
+    # upstream writes where it was loaded from, which is a path of the author's machine
+    for path in directory.glob("tokenizer_config.json"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content.pop("name_or_path", None)
+        path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return {
+        "names": input_names(source.model, tokenizer),
+        "pad_token": str(tokenizer.pad_token),
+        "pad_id": int(tokenizer.pad_token_id),
+        "pad_type_id": int(getattr(tokenizer, "pad_token_type_id", 0)),
+        "padding_side": str(tokenizer.padding_side),
+        "truncation_side": str(tokenizer.truncation_side),
+    }
+
+
+def compare(
+    expected: Callable[[Sequence[Any]], np.ndarray],
+    found: Callable[[Sequence[Any]], np.ndarray],
+    sample: Sequence[Any],
+    *,
+    tolerance: float,
+    what: str,
+) -> float:
+    """Largest difference of two ways to answer, over batches of several sizes and lengths, padding included.
+
+    Args:
+        expected: Raw outputs of the source for a batch.
+        found: Raw outputs of the exported model for the same batch.
+        sample: Real inputs; the shortest, the longest, all, and one past any ``max_length`` are tried.
+        tolerance: Largest difference allowed, as a share of the largest output (and 1e-5 beside it).
+        what: Names the exported model in the message.
+
+    Raises:
+        ExportError: The difference is above the tolerance, or an output is not finite.
+    """
+    if not sample:
+        raise ExportError("Checking the exported model needs a sample of inputs, got none. Pass a few rows.")
+
+    def size(text: Any) -> int:
+        return len(text) if isinstance(text, str) else sum(map(len, text))
+
+    ordered = sorted(sample, key=size)
+    longest = ordered[-1]
+    past = f"{longest} " * 600 if isinstance(longest, str) else tuple(f"{part} " * 600 for part in longest)
+    batches = [ordered[:1], [ordered[0], longest], ordered[:32][::-1], [past]]
+    worst = 0.0
+    for batch in batches:
+        wanted, got = expected(batch), found(batch)
+        if wanted.shape != got.shape or not np.isfinite(got).all():
+            raise ExportError(
+                f"{what} gives outputs of shape {got.shape} (finite: {bool(np.isfinite(got).all())}), "
+                f"its source {wanted.shape}. The model can't be exported this way."
+            )
+        difference = float(np.abs(wanted - got).max())
+        allowed = 1e-5 + tolerance * float(np.abs(wanted).max())
+        if difference > allowed:
+            raise ExportError(
+                f"{what} differs from its source by {difference:.2g} on a batch of {len(batch)}, "
+                f"more than the {allowed:.2g} allowed. It was not kept."
+            )
+        worst = max(worst, difference)
+    return worst
+
+
+def write(
+    source: OptimizedModel, directory: Path, *, backend: str, inputs: Mapping[str, Any], notes: Mapping[str, Any]
+) -> None:
+    """Writes ``slim.json``, then ``manifest.json``, the last file."""
+    parameters, nonzero = count_parameters(source.model)
+    content = {
+        "format": FORMAT,
+        "backend": backend,
+        "task": source.task,
+        "spec": dict(source.spec),
+        "inputs": dict(inputs),
+        "lineage": [asdict(record) for record in source.lineage],
+        "parameters": parameters,
+        "nonzero_parameters": nonzero,
+        "notes": dict(notes),
+        "mlflow_slim_version": __version__,
+    }
+    text = json.dumps(content, indent=1, ensure_ascii=False, default=_plain)
+    (directory / NAME).write_text(text + "\n", encoding="utf-8")
+    manifest.write(directory)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    return str(value)
+
+
+def read(directory: str | Path, *, verify: bool = True) -> ExportedModel:
+    """The exported model in a folder, compared with its manifest first.
+
+    Raises:
+        IntegrityError: No bundle there, or a file differs from the manifest.
+    """
+    try:
+        bundle = read_bundle(directory, verify=verify)
+        content = bundle.content
+        lineage = tuple(
+            StepRecord(
+                record["technique"],
+                record["options"],
+                record["notes"],
+                OptimizationCost(**record["cost"]) if record["cost"] else None,
+            )
+            for record in content["lineage"]
+        )
+        return ExportedModel(
+            directory=Path(directory),
+            backend=bundle.backend,
+            task=bundle.task,
+            spec=bundle.spec,
+            lineage=lineage,
+            parameters=int(content["parameters"]),
+            nonzero_parameters=int(content["nonzero_parameters"]),
+            notes=content["notes"],
+        )
+    except BundleError as error:
+        raise IntegrityError(str(error)) from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise IntegrityError(f"{Path(directory) / NAME} lacks or garbles {error}. Export the model again.") from error
