@@ -8,7 +8,7 @@ import pytest
 
 from mlflow_slim.errors import ConfigError, InputNotFound, MeasurementError
 from mlflow_slim.measure import fresh_process
-from mlflow_slim.measure.fresh_process import Served, cold_start, peak_memory, peak_rss_mib, reload_outputs
+from mlflow_slim.measure.fresh_process import Served, fresh_starts, peak_rss_mib, reload_outputs
 
 FAKE = """
 import json, os, sys, time
@@ -66,26 +66,33 @@ def test_outputs_come_from_a_process_with_given_threads_offline_and_nothing_heav
 
 def test_peak_memory_holds_the_model_and_not_the_parents_memory(folder: Path) -> None:
     ballast = np.ones(300 * 2**17)  # 300 MiB that a child made carelessly would inherit as its peak
-    small = peak_memory(_model(folder, "{}", "small"), ["a"], backends=BACKENDS)
-    large = peak_memory(_model(folder, '{"mib": 128}', "large"), ["a"], backends=BACKENDS)
+    models = [_model(folder, "{}", "small"), _model(folder, '{"mib": 128}', "large")]
+    small, large = fresh_starts(models, ["a"], 1, backends=BACKENDS)
     assert ballast.nbytes == 300 * 2**20
     assert peak_rss_mib() > 300
-    assert small.peak_mib < 150
-    assert large.peak_mib - small.peak_mib == pytest.approx(128, abs=15)
-    assert large.model_mib == pytest.approx(128, abs=15)
-    assert 5 < large.import_mib < large.peak_mib
+    assert small.peak_mib.value < 150
+    assert large.peak_mib.value - small.peak_mib.value == pytest.approx(128, abs=15)
+    assert 5 < large.import_mib < small.peak_mib.value
 
 
 def test_cold_start_counts_from_the_start_of_the_process(folder: Path) -> None:
-    arms = {"slow": _model(folder, '{"seconds": 0.4}', "slow"), "fast": _model(folder, "{}", "fast")}
-    found = cold_start(arms, ["a"], repeats=2, backends=BACKENDS)
-    slow, fast = found["slow"], found["fast"]
-    assert len(slow.samples) == len(fast.samples) == 2
-    assert slow.seconds.n == 2
+    models = [_model(folder, '{"seconds": 0.4}', "slow"), _model(folder, "{}", "fast")]
+    slow, fast = fresh_starts(models, ["a", "b"], 2, backends=BACKENDS)
+    assert len(slow.cold_starts_s) == len(fast.cold_starts_s) == 2
+    assert slow.cold_start_s.n == 2
     assert slow.load_s >= 0.4
-    assert min(slow.samples) > 0.4
-    assert min(fast.samples) > fast.import_s + fast.load_s + fast.predict_s  # the interpreter's own start is in it
-    assert min(slow.samples) <= slow.seconds.value <= max(slow.samples)
+    assert min(slow.cold_starts_s) > 0.4
+    assert min(slow.cold_starts_s) <= slow.cold_start_s.value <= max(slow.cold_starts_s)
+    # the interpreter's own start is in it, and no part is larger than the whole
+    assert max(fast.cold_starts_s) > fast.import_s + fast.load_s + fast.predict_s
+
+
+def test_a_folder_names_its_own_backend(folder: Path) -> None:
+    model = _model(folder).directory
+    with pytest.raises(InputNotFound, match=r"isn't an exported model.*slim\.json"):
+        reload_outputs(model, ["a"], backends=BACKENDS)
+    (model / "slim.json").write_text('{"backend": "fake"}')
+    assert reload_outputs(model, ["abc"], threads=3, backends=BACKENDS)[0, 3:5].tolist() == [3, 3]
 
 
 def test_a_child_that_fails_says_its_last_words(folder: Path) -> None:
@@ -95,32 +102,32 @@ def test_a_child_that_fails_says_its_last_words(folder: Path) -> None:
         reload_outputs(_model(folder, '{"die": 1}'), ["a"], backends=BACKENDS)
     with pytest.raises(MeasurementError, match=r"FileNotFoundError.*weights\.json"):
         (folder / "empty").mkdir()
-        peak_memory(Served(folder / "empty", "fake"), ["a"], backends=BACKENDS)
+        reload_outputs(Served(folder / "empty", "fake"), ["a"], backends=BACKENDS)
     with pytest.raises(MeasurementError, match="No module named 'nowhere'"):
-        peak_memory(Served(folder / "empty", "fake"), ["a"], backends="nowhere:at_all")
+        reload_outputs(Served(folder / "empty", "fake"), ["a"], backends="nowhere:at_all")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_a_child_that_is_killed_or_hangs_is_told_apart(folder: Path) -> None:
     with pytest.raises(MeasurementError, match=r"signal 9, perhaps out of memory\)\. It said nothing\."):
-        peak_memory(_model(folder, '{"kill": 1}', "kill"), ["a"], backends=BACKENDS)
+        reload_outputs(_model(folder, '{"kill": 1}', "kill"), ["a"], backends=BACKENDS)
     with pytest.raises(MeasurementError, match=r"within 1\.5 s"):
-        peak_memory(_model(folder, '{"hang": 1}', "hang"), ["a"], backends=BACKENDS, timeout_s=1.5)
+        reload_outputs(_model(folder, '{"hang": 1}', "hang"), ["a"], backends=BACKENDS, timeout_s=1.5)
 
 
 def test_wrong_requests_start_no_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fresh_process.subprocess, "run", lambda *a, **k: pytest.fail("a process was started"))
     model = _model(folder)
     with pytest.raises(InputNotFound, match="missing' isn't a folder"):
-        peak_memory(Served(folder / "missing", "fake"), ["a"])
+        reload_outputs(Served(folder / "missing", "fake"), ["a"])
     with pytest.raises(ConfigError, match="0 inputs"):
-        peak_memory(model, [])
+        reload_outputs(model, [])
     with pytest.raises(ConfigError, match="threads=0"):
-        peak_memory(Served(model.directory, "fake", threads=0), ["a"])
+        reload_outputs(Served(model.directory, "fake", threads=0), ["a"])
     with pytest.raises(ConfigError, match="type object can't be sent"):
-        peak_memory(model, [object()])
-    with pytest.raises(ConfigError, match="repeats must be at least 1, got 0"):
-        cold_start({"a": model}, ["a"], repeats=0)
+        reload_outputs(model, [object()])
+    with pytest.raises(ConfigError, match="starts must be at least 1, got 0"):
+        fresh_starts([model], ["a"], 0)
 
 
 def test_the_working_folder_cannot_slip_a_module_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from .stats import Interval
 
-__all__ = ["ColdStart", "PeakMemory", "Served", "cold_start", "peak_memory", "reload_outputs"]
+__all__ = ["FreshStart", "Served", "fresh_starts", "peak_rss_mib", "reload_outputs"]
 
 BACKENDS = "mlflow_slim.catalog:load_backend"
 """Finds a backend by name. Another ``module:function`` may be passed by code; no file or recipe can."""
@@ -56,120 +56,123 @@ class Served:
 
 
 @dataclass(frozen=True)
-class ColdStart:
-    """Start of the process to the first answer.
+class FreshStart:
+    """What a fresh process that serves one model takes.
 
     Attributes:
-        seconds: Median over the starts, with the interval that order statistics give.
-        samples: Seconds of each start.
-        import_s: Median part of it that is importing our package and the backend.
-        load_s: Median part of it that is loading the model.
+        cold_start_s: Start of the process to the first answer, to one input; median with its interval.
+        cold_starts_s: Seconds of each start.
+        import_s: Median part of it that is importing our package and the backend's module.
+        load_s: Median part of it that is loading the model, with what the backend imports for that.
         predict_s: Median part of it that is the first prediction.
+        peak_mib: High-water mark of resident memory after predicting all inputs, MiB; median with its interval.
+        import_mib: The same before loading the model, MiB; median.
     """
 
-    seconds: Interval
-    samples: tuple[float, ...]
+    cold_start_s: Interval
+    cold_starts_s: tuple[float, ...]
     import_s: float
     load_s: float
     predict_s: float
-
-
-@dataclass(frozen=True)
-class PeakMemory:
-    """Memory of a process that serves one model.
-
-    Attributes:
-        peak_mib: High-water mark after loading and predicting, MiB.
-        import_mib: High-water mark after the imports, before the model, MiB.
-    """
-
-    peak_mib: float
+    peak_mib: Interval
     import_mib: float
 
-    @property
-    def model_mib(self) -> float:
-        """What loading and predicting added, MiB."""
-        return max(0.0, self.peak_mib - self.import_mib)
 
-
-def cold_start(
-    arms: Mapping[str, Served],
+def fresh_starts(
+    models: Sequence[Path | Served],
     inputs: Sequence[Any],
+    starts: int = 6,
     *,
-    repeats: int = 6,
+    threads: int = 1,
+    batch_size: int = 32,
     confidence: float = 0.95,
     backends: str = BACKENDS,
     timeout_s: float = _TIMEOUT_S,
-) -> dict[str, ColdStart]:
-    """Seconds from starting a process to its first prediction, for every arm.
+) -> list[FreshStart]:
+    """Cold start and peak memory of every model, in their order.
 
-    Arms take turns, so that a busy minute falls on all of them. One start of each goes before and isn't counted: the
-    first one also fills the file cache, which is a matter of the disk and not of the model.
+    The models take turns, so that a busy minute falls on all of them. One start of each goes before and isn't counted:
+    it fills the file cache, which is a matter of the disk and not of the model.
 
     Args:
-        arms: What to start, by name.
-        inputs: What the first prediction is for; one input is what a first request looks like.
-        repeats: Counted starts of each arm, >= 1; below 6 the interval's ends are nan at 95 %.
-        confidence: Of the interval around the median.
+        models: Exported folders, or `Served` to say more about them.
+        inputs: What is predicted: the first one for the cold start, then all of them for the memory.
+        starts: Counted starts of each model, >= 1; below 6 the intervals' ends are nan at 95 %.
+        threads: Threads that computing may use, for models given as folders.
+        batch_size: Of the prediction of all inputs.
+        confidence: Of the intervals around the medians.
         backends: ``module:function`` that finds a backend.
-        timeout_s: A start that takes longer fails.
+        timeout_s: A process that takes longer fails.
 
     Raises:
         MeasurementError: A child failed; its last words are in the message.
-        InputNotFound: A folder isn't there.
+        InputNotFound: A folder isn't there, or isn't an exported model.
+        ConfigError: A number is out of its range, or there are no inputs.
     """
     from statistics import median
 
     from .stats import quantile_interval
 
-    if repeats < 1:
-        raise ConfigError(f"repeats must be at least 1, got {repeats}.")
-    seen: dict[str, list[dict[str, float]]] = {name: [] for name in arms}
-    for turn in range(repeats + 1):
-        order = list(arms)[:: 1 if turn % 2 else -1]
-        for name in order:
-            answer, _ = _in_child(arms[name], inputs, backends=backends, timeout_s=timeout_s)
+    if starts < 1:
+        raise ConfigError(f"starts must be at least 1, got {starts}.")
+    arms = [_served(model, threads) for model in models]
+    seen: list[list[dict[str, float]]] = [[] for _ in arms]
+    for turn in range(starts + 1):
+        for i in list(range(len(arms)))[:: 1 if turn % 2 else -1]:
+            answer, _ = _in_child(arms[i], inputs, batch_size=batch_size, backends=backends, timeout_s=timeout_s)
             if turn:
-                seen[name].append(answer)
-    return {
-        name: ColdStart(
-            seconds=quantile_interval([a["cold_start_s"] for a in answers], 0.5, confidence),
-            samples=tuple(a["cold_start_s"] for a in answers),
+                seen[i].append(answer)
+
+    def middle(answers: list[dict[str, float]], key: str) -> Interval:
+        return quantile_interval([a[key] for a in answers], 0.5, confidence)
+
+    return [
+        FreshStart(
+            cold_start_s=middle(answers, "cold_start_s"),
+            cold_starts_s=tuple(a["cold_start_s"] for a in answers),
             import_s=median(a["import_s"] for a in answers),
             load_s=median(a["load_s"] for a in answers),
             predict_s=median(a["predict_s"] for a in answers),
+            peak_mib=middle(answers, "peak_mib"),
+            import_mib=median(a["import_mib"] for a in answers),
         )
-        for name, answers in seen.items()
-    }
-
-
-def peak_memory(
-    served: Served,
-    inputs: Sequence[Any],
-    *,
-    batch_size: int = 32,
-    backends: str = BACKENDS,
-    timeout_s: float = _TIMEOUT_S,
-) -> PeakMemory:
-    """Peak resident memory of a fresh process that loads the folder and predicts ``inputs``; raises as `cold_start`."""
-    answer, _ = _in_child(served, inputs, batch_size=batch_size, backends=backends, timeout_s=timeout_s)
-    return PeakMemory(answer["peak_mib"], answer["import_mib"])
+        for answers in seen
+    ]
 
 
 def reload_outputs(
-    served: Served,
+    model: Path | Served,
     inputs: Sequence[Any],
     *,
+    threads: int = 1,
     batch_size: int = 32,
     backends: str = BACKENDS,
     timeout_s: float = _TIMEOUT_S,
 ) -> np.ndarray:
-    """Raw outputs ``(rows, ...)`` for ``inputs``, computed by a process that knows the folder only; raises likewise."""
+    """Raw outputs ``(rows, ...)``, computed by a process that knows the folder only; raises as `fresh_starts`."""
     outputs: np.ndarray
     _, outputs = _in_child(
-        served, inputs, batch_size=batch_size, want_outputs=True, backends=backends, timeout_s=timeout_s
+        _served(model, threads),
+        inputs,
+        batch_size=batch_size,
+        want_outputs=True,
+        backends=backends,
+        timeout_s=timeout_s,
     )
     return outputs
+
+
+def _served(model: Path | Served, threads: int) -> Served:
+    """A folder says in its ``slim.json`` which backend runs it."""
+    if isinstance(model, Served):
+        return model
+    try:
+        backend = json.loads((Path(model) / "slim.json").read_text(encoding="utf-8"))["backend"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputNotFound(
+            f"{str(model)!r} isn't an exported model: {error!r} in slim.json. Export it first."
+        ) from error
+    return Served(Path(model), str(backend), threads)
 
 
 def _in_child(
@@ -315,8 +318,10 @@ def _answer(request_path: Path) -> None:
     imported, import_mib = time.perf_counter(), peak_rss_mib()
     predictor = backend.load(Path(request["directory"]), threads=request["threads"])
     loaded = time.perf_counter()
-    outputs = predictor.predict(inputs, batch_size=request["batch_size"])
+    outputs = predictor.predict(inputs[:1], batch_size=request["batch_size"])
     answered_at, predicted = time.monotonic(), time.perf_counter()
+    if len(inputs) > 1:
+        outputs = predictor.predict(inputs, batch_size=request["batch_size"])
     if request["want_outputs"]:
         import numpy as np
 
