@@ -787,9 +787,13 @@ def _take_turns(
                             break
                 taken[i] = (window.result, calls * arms[i].samples_per_call)
         except MeasurementError:
-            # The whole round goes: its windows are paired. One that fails three times running will go on failing.
-            discarded, failures = discarded + len(taken) + 1, failures + 1
-            if failures >= 3:
+            # The whole round goes: its windows are paired. On a crowded machine a stall weighs less in longer windows.
+            discarded, failures, least_s = (
+                discarded + len(taken) + 1,
+                failures + 1,
+                max(least_s, min(10.0, 1.5 * least_s)),
+            )
+            if failures >= 5:
                 raise
             continue
         failures, done = 0, done + 1
