@@ -82,7 +82,12 @@ def _read(text: str, separator: str, **dialect: object) -> Delimited | None:
     return Delimited(header, [r for _, r in good], [n for n, _ in good], wrong, separator, quoted)
 
 
-def _best_reading(text: str, separator: str) -> Delimited | None:
+def _different_labels(reading: Delimited, label: str) -> int:
+    column = reading.header.index(label) if label in reading.header else len(reading.header) - 1
+    return len({row[column] for row in reading.rows})
+
+
+def _best_reading(text: str, separator: str, label: str) -> Delimited | None:
     """The reading with the fewest malformed rows; quotes quote unless that swallows lines that are whole without."""
     quoted = _read(text, separator, **_DIALECTS[0])
     lines = sum(1 for line in text.splitlines() if line.strip())
@@ -90,8 +95,16 @@ def _best_reading(text: str, separator: str) -> Delimited | None:
         return quoted  # the ordinary file: every line is a whole row
     readings = [quoted, *(_read(text, separator, **dialect) for dialect in _DIALECTS[1:])]
     plain = readings[1]
-    if quoted and plain and not plain.malformed and len(quoted.rows) + len(quoted.malformed) < len(plain.rows):
-        return plain  # a bare quote had joined lines that are complete rows by themselves
+    if (
+        quoted
+        and plain
+        and not plain.malformed
+        and len(quoted.rows) + len(quoted.malformed) < len(plain.rows)
+        and _different_labels(plain, label) <= _different_labels(quoted, label)
+    ):
+        # A bare quote had joined lines that are whole rows by themselves. Lines of a quoted field may look so too, but
+        # then what stands in the place of the label is as varied as text is.
+        return plain
     clean = [r for r in readings if r and not r.malformed]
     if clean:
         return clean[0]
@@ -105,7 +118,7 @@ def _choose_separator(text: str, wanted: Sequence[str], preferred: str) -> str:
     names = {name.strip().casefold() for name in wanted}
 
     def merit(separator: str) -> tuple[int, float, int, bool]:
-        reading = _best_reading(sample, separator)
+        reading = _best_reading(sample, separator, wanted[-1])
         if reading is None:
             return (0, 0.0, 0, False)
         hits = sum(column.strip().casefold() in names for column in reading.header)
@@ -121,7 +134,7 @@ def parse_delimited(text: str, *, wanted: Sequence[str], preferred: str = ",", w
 
     Args:
         text: The decoded file, without a byte order mark.
-        wanted: Names of the columns that the user asked for; they tell the separator.
+        wanted: Names of the columns that the user asked for; they tell the separator; the label's is last.
         preferred: The separator that the file's ending promises; it wins ties.
         where: The file as the user named it, for messages.
 
@@ -133,7 +146,7 @@ def parse_delimited(text: str, *, wanted: Sequence[str], preferred: str = ",", w
     if first.strip().lower().startswith("sep=") and len(first.strip()) <= 5:
         text = rest
     with _fields_of_any_length():
-        reading = _best_reading(text, _choose_separator(text, wanted, preferred))
+        reading = _best_reading(text, _choose_separator(text, wanted, preferred), wanted[-1])
     if reading is None:
         raise DataError(f"{where} has no rows that can be read as a table. Write a header line, then one line a row.")
     return reading

@@ -2,8 +2,8 @@
 
 Labels end as int, bool or str, or as a list of one of them for multi-label data. In a csv everything is text, so a
 label column in which every value is a whole number is ints, and one of true and false is bools, just as the same
-table in Parquet would have them. Numbers that aren't whole are kept as their text. Where splits or rows disagree about the kind,
-all become text.
+table in Parquet would have them. Numbers that aren't whole are kept as their text. Where splits or rows disagree
+about the kind, all become text.
 """
 
 from __future__ import annotations

@@ -174,8 +174,9 @@ def _files_of_split(name: str, prefixes: Sequence[str], candidates: Sequence[Pat
             return found
         shards = [_SHARD.search(_stem(p)) for p in found]
         if found and all(shards) and len({_SHARD.sub("", _stem(p)) for p in found}) == 1:
-            count = int(shards[0].group(2)) if shards[0] else 0
-            if len(found) != count:
+            numbers = {(int(shard[1]), int(shard[2])) for shard in shards if shard}
+            count = max(total for _, total in numbers)
+            if numbers != {(i, count) for i in range(count)}:
                 raise DataError(f"{folder} has {len(found)} of the {count} shards of {name}. Copy the others too.")
             return found
         if found:

@@ -135,6 +135,10 @@ def read_tables(
         if not len(own):
             raise DataError(f"{name} of {shown} has no usable row left: {_in_words(dropped.get(name, {}))}.")
 
+    whole = splits.get("all") or splits["train"]
+    checks.require_labels_that_repeat(whole.labels, label, shown)
+    checks.require_classes(whole.labels, label, shown)
+
     made: dict[str, str] = {}
     splits = _complete(splits, seed, shown, made)
     overlap = _overlap(splits)
@@ -331,7 +335,7 @@ def _overlap(splits: Mapping[str, _Split]) -> dict[str, int]:
 def _disjoint(splits: Mapping[str, _Split], shown: str) -> dict[str, _Split]:
     """Without rows of train that are in validation or test, and rows of validation that are in test."""
     result = dict(splits)
-    for name, later in (("validation", ("test",)), ("train", ("validation", "test"))):
+    for name, later in (("train", ("validation", "test")), ("validation", ("test",))):
         taken = {key for other in later for key in splits[other].keys}
         result[name] = splits[name].take([i for i, key in enumerate(splits[name].keys) if key not in taken])
         if not len(result[name]):
@@ -346,7 +350,6 @@ def _require_sound(splits: Mapping[str, _Split], label: str, shown: str) -> None
     for name in ("validation", "test"):
         if not len(splits[name]):
             raise DataError(f"No usable row is left in {name} of {shown}. Its labels are not those of train.")
-    checks.require_labels_that_repeat(splits["train"].labels, label, f"train of {shown}")
     checks.require_classes(splits["train"].labels, label, f"train of {shown}")
 
 
