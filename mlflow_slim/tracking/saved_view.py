@@ -125,14 +125,14 @@ def _state(quality: str) -> dict[str, Any]:
         "chartsSearchFilter": "",
         "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
         "compareRunSections": [
-            _section("slim-tradeoffs", "Quality against what it costs"),
-            _section("slim-bars", "One figure at a time"),
+            _section("slim-tradeoffs", "Quality against what it costs", columns=2),
+            _section("slim-bars", "One figure at a time", columns=3),
         ],
         "compareRunCharts": _charts(quality),
     }
 
 
-def _section(uuid: str, name: str) -> dict[str, Any]:
+def _section(uuid: str, name: str, *, columns: int) -> dict[str, Any]:
     return {
         "uuid": uuid,
         "name": name,
@@ -140,6 +140,7 @@ def _section(uuid: str, name: str) -> dict[str, Any]:
         "isReordered": False,
         "deleted": False,
         "isGenerated": False,
+        "columns": columns,
     }
 
 

@@ -18,13 +18,17 @@ __all__ = ["one_line", "scrub", "scrub_value"]
 
 MASK = "***"
 
-_NAMES = r"(?:token|key|secret|password|passwd|signature|sig|credential)"
+# "key" counts as a word of its own only: MLflow's links to saved views end in viewStateShareKey=.
+_NAMES = (
+    r"(?:[\w-]*(?:token|secret|password|passwd|signature|credential)[\w-]*"
+    r"|(?:[\w-]*[_-])?(?:key|sig)|apikey|accesskey(?:id)?)"
+)
 
 _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL), MASK),
     # The last "@" before the path ends the user part, because passwords may hold one.
     (re.compile(r"(?<=://)[^\s/'\"<>]+@"), f"{MASK}@"),
-    (re.compile(rf"([?&;](?:[\w-]*{_NAMES}[\w-]*)=)[^&\s'\"#]+", re.IGNORECASE), rf"\1{MASK}"),
+    (re.compile(rf"([?&;]{_NAMES}=)[^&\s'\"#]+", re.IGNORECASE), rf"\1{MASK}"),
     (re.compile(r"\b(Bearer|Basic)\s+[A-Za-z0-9\-._~+/=]{8,}", re.IGNORECASE), rf"\1 {MASK}"),
     (
         re.compile(
