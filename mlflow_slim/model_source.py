@@ -1,8 +1,8 @@
 """From the name a user gives to a model to a local folder that `from_pretrained` can read.
 
-A local path always wins and never touches the network. Everything found is passed through `safety.check_model_directory`
-before it is given back, so whoever loads from a `ModelSource` loads data only. MLflow isn't imported here: whoever has it
-hands in how to download an artifact.
+A local path always wins and never touches the network. Everything found is passed through
+`safety.check_model_directory` before it is given back, so whoever loads from a `ModelSource` loads data only. MLflow
+isn't imported here: whoever has it hands in how to download an artifact.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from . import manifest
 from .errors import ConfigError, InputNotFound, ModelError, UnsafeModelError
 from .hub import is_hub_id, looks_like_path, offline_reason
 from .safety import check_model_directory, read_json, safe_yaml
@@ -69,6 +70,7 @@ def resolve_model(
         InputNotFound: There is no such folder, hub model or artifact; within 5 seconds where the hub can't be reached.
         UnsafeModelError: Loading it would run code or unpickle data.
         ModelError: It isn't a model that can be optimised.
+        IntegrityError: An exported model of ours isn't what its manifest says.
     """
     name = str(name).strip()
     if not name:
@@ -80,7 +82,9 @@ def resolve_model(
     path = Path(name).expanduser()
     if path.exists():
         if (path / "MLmodel").is_file():
-            return _from_mlflow_folder(path, name, "local", workdir)
+            return _from_mlflow_folder(path.absolute(), name, "local", workdir)
+        if (path / "slim.json").is_file():
+            return ModelSource(_from_bundle(path.absolute(), name), name, None, "local")
         check_model_directory(path)
         return ModelSource(path.absolute(), name, None, "local")
     repository, _, at = name.partition("@")
@@ -88,8 +92,8 @@ def resolve_model(
         raise ConfigError(f"model={name} names the revision {at!r} and revision={revision!r} another. Give one.")
     if looks_like_path(repository) or not is_hub_id(repository):
         raise InputNotFound(
-            f"There is no model folder {path.absolute()}. Check the path and the folder you are in; a model of the hub is "
-            "named owner/name."
+            f"There is no model folder {path.absolute()}. Check the path and the folder you are in; a model of the hub "
+            "is named owner/name."
         )
     return _from_hub(name, repository, at or revision or None, looked_for=path)
 
@@ -177,8 +181,8 @@ def _download(repository: str, revision: str | None) -> Path:
         ) from error
     except RepositoryNotFoundError as error:
         raise InputNotFound(
-            f"There is neither a folder {Path(repository).absolute()} nor a hub model {repository!r} that you may read. "
-            "Check the name; for a private one: hf auth login."
+            f"There is neither a folder {Path(repository).absolute()} nor a hub model {repository!r} that you may "
+            "read. Check the name; for a private one: hf auth login."
         ) from error
     except (HfHubHTTPError, OSError, RuntimeError) as error:
         if isinstance(error, (InputNotFound, ModelError)):
@@ -194,7 +198,7 @@ def _download(repository: str, revision: str | None) -> Path:
 
 
 def _wanted_files(repository: str, names: list[str]) -> list[str]:
-    """What to download: top-level configs, tokenizer files and safetensors; names are checked before anything is written.
+    """What to download: top-level configs, tokenizer and safetensors; names are checked before anything is written.
 
     Raises:
         UnsafeModelError: A name leads out of the folder, or the weights are pickles only.
@@ -210,8 +214,8 @@ def _wanted_files(repository: str, names: list[str]) -> list[str]:
         pickles = [n for n in names if "/" not in n and n.endswith((".bin", ".pt", ".pth", ".ckpt", ".pkl"))]
         if pickles:
             raise UnsafeModelError(
-                f"The hub model {repository!r} has its weights only as a pickle ({pickles[0]}), which can run code when it "
-                "is opened. Use a revision with safetensors, such as refs/pr/<n> from the hub's own converter."
+                f"The hub model {repository!r} has its weights only as a pickle ({pickles[0]}), which can run code when "
+                "it is opened. Use a revision with safetensors, such as refs/pr/<n> from the hub's own converter."
             )
         raise ModelError(f"The hub model {repository!r} has no safetensors weights.")
     usual = [n for n in weights if n.startswith("model")]
@@ -281,14 +285,20 @@ def _from_our_flavor(folder: Path, flavor: Mapping[str, Any], source: str) -> Pa
         raise ModelError(
             f"{source} lacks {bundle.name}/slim.json, so it isn't a whole mlflow_slim model. Log it again."
         )
+    return _from_bundle(bundle, source)
+
+
+def _from_bundle(bundle: Path, source: str) -> Path:
+    """An exported folder of ours, when it is one that training can go on from and is what its manifest says."""
     described = read_json(bundle / "slim.json")
     backend = described.get("backend") if isinstance(described, dict) else None
     if backend != "torch":
         raise ModelError(
-            f"{source} is a model of ours for the backend {backend}, exported for serving; it can't be optimised further. "
-            "Use the torch model of the same recipe instead (its variant has no runtime or ends in @torch)."
+            f"{source} is a model of ours for the backend {backend}, exported for serving; it can't be optimised "
+            "further. Use the torch model of the same recipe instead (its variant has no runtime or ends in @torch)."
         )
     check_model_directory(bundle)
+    manifest.check(bundle)
     return bundle
 
 
@@ -299,11 +309,11 @@ def _from_transformers_flavor(
     kind: Literal["local", "mlflow"],
     workdir: Path | None,
 ) -> ModelSource:
-    """MLflow keeps weights in ``model/`` and the tokenizer in ``components/tokenizer/``; transformers wants one folder."""
+    """MLflow keeps weights in ``model/``, the tokenizer in ``components/tokenizer/``; transformers wants one folder."""
     if flavor.get("peft_adaptor"):
         raise ModelError(
-            f"{source} is a PEFT adapter, which needs another model. Merge it first (model.merge_and_unload()) and log it "
-            "again."
+            f"{source} is a PEFT adapter, which needs another model. Merge it first (model.merge_and_unload()) and log "
+            "it again."
         )
     if not flavor.get("model_binary"):
         # saved with save_pretrained=False: MLflow kept only the name and commit of the hub model
@@ -318,9 +328,7 @@ def _from_transformers_flavor(
         raise ModelError(f"{source} lacks its folder {flavor['model_binary']!r}. Log it again.")
     check_model_directory(weights, require_tokenizer=False)
     if not tokenizer.is_dir():
-        check_model_directory(
-            weights
-        )  # a checkpoint that holds its tokenizer itself, or the message that says it lacks one
+        check_model_directory(weights)  # a checkpoint with its own tokenizer, or the message that it lacks one
         return ModelSource(weights, source, None, kind)
     place = _new_folder(workdir)
     for part in (tokenizer, weights):  # the model's own config.json wins
