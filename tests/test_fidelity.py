@@ -6,11 +6,14 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlflow_slim.errors import MeasurementError
 from mlflow_slim.measure import fidelity
+
+# A busy machine must not fail a test by being slow.
+calm = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 LABELS = ["cat", "dog", "sci/fi"]
 
@@ -25,6 +28,7 @@ def test_flips_are_counted_in_both_directions():
     assert fidelity.positive_flips(baseline, candidate) == pytest.approx(0.1)
 
 
+@calm
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1))
 def test_flips_explain_the_difference_of_accuracy(rows):
     a, b = np.array(rows).T
@@ -48,7 +52,7 @@ def test_divergence_by_hand():
     assert fidelity.mean_kl(*odds, multi_label=True) == pytest.approx(2 * expected)
 
 
-@settings(max_examples=50)
+@calm
 @given(st.integers(0, 10_000), st.floats(-50, 50), st.booleans())
 def test_divergence_is_positive_zero_for_itself_and_blind_to_a_shift(seed, shift, multi_label):
     a, b = np.random.default_rng(seed).normal(0, 30, (2, 5, 4))

@@ -5,12 +5,15 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score, matthews_corrcoef
 
 from mlflow_slim.errors import MeasurementError
 from mlflow_slim.measure import stats
+
+# A busy machine must not fail a test by being slow.
+calm = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 finite = st.floats(-1e6, 1e6, allow_nan=False)
 costs = st.floats(1e-6, 1e3, allow_nan=False)
@@ -45,12 +48,14 @@ def test_the_trimmed_interval_misses_a_heavy_tailed_truth_about_one_time_in_twen
     assert 0.02 < misses < 0.08
 
 
+@calm
 @given(st.lists(finite, min_size=2, max_size=60))
 def test_the_trimmed_interval_holds_its_own_estimate(x):
     interval = stats.trimmed_mean_interval(x)
     assert interval.lo <= interval.value <= interval.hi
 
 
+@calm
 @given(st.lists(st.tuples(costs, costs), min_size=3, max_size=40))
 def test_swapping_the_arms_inverts_the_ratio(pairs):
     a, b = np.array(pairs).T
@@ -73,6 +78,7 @@ def test_costs_that_make_no_ratio_are_refused(bad):
         stats.ratio_interval([1, 1, 1], [1, 1])
 
 
+@calm
 @given(st.lists(finite, min_size=1, max_size=200), st.floats(0.01, 0.99))
 def test_a_quantile_interval_holds_its_estimate_and_ends_at_samples(x, q):
     interval = stats.quantile_interval(x, q)
@@ -120,6 +126,7 @@ def test_the_paired_difference_is_bonett_price():
     assert interval.hi == pytest.approx(p_won - p_lost + half, rel=1e-5)
 
 
+@calm
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=300))
 def test_the_paired_difference_stays_within_its_range(rows):
     a, b = np.array(rows).T
@@ -172,6 +179,7 @@ def test_mcnemar_gives_binomial_tails():
     assert stats.mcnemar_exact(8, 2) == stats.mcnemar_exact(2, 8)
 
 
+@calm
 @given(st.lists(st.floats(0, 1), max_size=12))
 def test_holm_never_lowers_a_p_value_and_keeps_their_order(p):
     adjusted = stats.holm(p)
@@ -183,7 +191,7 @@ def test_holm_never_lowers_a_p_value_and_keeps_their_order(p):
 labels = st.integers(0, 3)
 
 
-@settings(max_examples=50)
+@calm
 @given(st.lists(st.tuples(labels, labels), min_size=1, max_size=60))
 def test_row_metrics_agree_with_scikit_learn(rows):
     p, r = np.array(rows).T

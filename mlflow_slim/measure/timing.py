@@ -356,7 +356,7 @@ def latency(timings: Timings, arm: str, *, confidence: float = 0.95) -> dict[str
 class _Block:
     wall_s: float
     cpu_s: float
-    calls: list[float]
+    calls: Floats
     switches: float
 
 
@@ -379,7 +379,7 @@ def _run_block(arm: Arm, calls: int, clock: Clock, cpu_clock: Clock) -> _Block:
     switches, cpu, wall = _involuntary_switches(), cpu_clock(), clock()
     times = [_timed_call(arm, clock) for _ in range(calls)]
     wall, cpu, switches = clock() - wall, cpu_clock() - cpu, _involuntary_switches() - switches
-    return _Block(wall, cpu, times, switches)
+    return _Block(wall, cpu, np.array(times), switches)
 
 
 def _warm_up(arm: Arm, cap_s: float, block_cpu_s: float, clock: Clock, cpu_clock: Clock) -> tuple[int, bool, int]:
