@@ -214,8 +214,8 @@ def _wanted_files(repository: str, names: list[str]) -> list[str]:
         pickles = [n for n in names if "/" not in n and n.endswith((".bin", ".pt", ".pth", ".ckpt", ".pkl"))]
         if pickles:
             raise UnsafeModelError(
-                f"The hub model {repository!r} has its weights only as a pickle ({pickles[0]}), which can run code when "
-                "it is opened. Use a revision with safetensors, such as refs/pr/<n> from the hub's own converter."
+                f"The hub model {repository!r} has its weights only as a pickle ({pickles[0]}), which can run code "
+                "when it is opened. Use a revision with safetensors, such as refs/pr/<n> from the hub's own converter."
             )
         raise ModelError(f"The hub model {repository!r} has no safetensors weights.")
     usual = [n for n in weights if n.startswith("model")]

@@ -2,9 +2,9 @@
 
 Loading a folder with transformers can run code from it (``auto_map``), fetch and run kernels from elsewhere
 (``_attn_implementation`` naming a repository, CVE-2026-4372), load other repositories that a nested configuration
-names, or unpickle weights. `check_model_directory` reads the folder's JSON itself, runs nothing, and refuses all of these,
-so that a folder which passes holds data only. Loaders must still pass ``use_safetensors=True, trust_remote_code=False,
-local_files_only=True``.
+names, or unpickle weights. `check_model_directory` reads the folder's JSON itself, runs nothing, and refuses all of
+these, so that a folder which passes holds data only. Loaders must still pass ``use_safetensors=True,
+trust_remote_code=False, local_files_only=True``.
 """
 
 from __future__ import annotations
@@ -208,7 +208,8 @@ def _refuse_code(content: Any, where: str, modules: set[str], depth: int = 0) ->
             # LightGlue's way: a kind that transformers lacks is fetched from the repository it came from
             raise UnsafeModelError(
                 f"{where} holds a configuration of the kind {content['model_type']!r} from "
-                f"{content['_name_or_path']!r}, which transformers would fetch. Use a model of transformers' own architectures."
+                f"{content['_name_or_path']!r}, which transformers would fetch. Use a model of transformers' "
+                "own architectures."
             )
         for key, value in content.items():
             if key in ("label2id", "id2label"):

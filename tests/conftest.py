@@ -61,9 +61,9 @@ def no_network() -> Iterator[None]:
     patch.undo()
 
 
-VOCABULARY = (
-    "[PAD] [UNK] [CLS] [SEP] [MASK] . , ! ? - ' a b c d e f g h i j k l m n o p q r s t u v w x y z 0 1 2 3 4 5 6 7 8 9 "
-    "##a ##b ##c ##d ##e ##f ##g ##h ##i ##j ##k ##l ##m ##n ##o ##p ##q ##r ##s ##t ##u ##v ##w ##x ##y ##z "
+VOCABULARY = (  # noqa: SIM905
+    "[PAD] [UNK] [CLS] [SEP] [MASK] . , ! ? - ' a b c d e f g h i j k l m n o p q r s t u v w x y z 0 1 2 3 4 5 6 7 8 "
+    "9 ##a ##b ##c ##d ##e ##f ##g ##h ##i ##j ##k ##l ##m ##n ##o ##p ##q ##r ##s ##t ##u ##v ##w ##x ##y ##z "
     "the and is was this that it not very good bad great awful film book food movie story plot nice poor love hate "
     "animal plant person place red green blue small big fast slow one two three ##ing ##ed ##ly ##er ##s"
 ).split()

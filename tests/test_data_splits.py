@@ -139,12 +139,12 @@ def test_saved_datasets_give_class_names_and_their_own_splits(tmp_path):
 
 def test_a_damaged_saved_dataset_is_a_data_error(tmp_path):
     (tmp_path / "state.json").write_text("{}")
-    with pytest.raises(DataError, match="not a whole folder of datasets.save_to_disk"):
+    with pytest.raises(DataError, match=r"not a whole folder of datasets.save_to_disk"):
         read_tables(str(tmp_path))
 
 
 def test_too_few_rows_say_how_many_are_needed(tmp_path):
-    with pytest.raises(DataError, match="has 7 usable rows .* needs at least 10"):
+    with pytest.raises(DataError, match=r"has 7 usable rows .* needs at least 10"):
         read_tables(str(lines(tmp_path / "a.jsonl", 7)))
 
 

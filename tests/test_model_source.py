@@ -120,7 +120,7 @@ def test_an_incomplete_snapshot_counts_as_missing(tiny_classifier_dir, cache):
 
 
 def test_two_different_revisions_are_refused():
-    with pytest.raises(ConfigError, match="'v1'.*'v2'"):
+    with pytest.raises(ConfigError, match=r"'v1'.*'v2'"):
         resolve_model("owner/model@v1", revision="v2")
 
 

@@ -220,7 +220,7 @@ def test_the_folder_above_checkpoints_points_to_one(folder, tmp_path):
 
 def test_an_adapter_is_told_to_be_merged(folder):
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "evil/base"}))
-    with pytest.raises(ModelError, match="PEFT adapter.*merge_and_unload"):
+    with pytest.raises(ModelError, match=r"PEFT adapter.*merge_and_unload"):
         check_model_directory(folder)
 
 
@@ -229,7 +229,7 @@ def test_links_out_of_the_folder_are_refused_unless_they_stay_in_the_root(folder
     blobs.mkdir()
     (folder / "model.safetensors").rename(blobs / "weights")
     (folder / "model.safetensors").symlink_to(blobs / "weights")
-    with pytest.raises(UnsafeModelError, match="is a link to .*outside"):
+    with pytest.raises(UnsafeModelError, match=r"is a link to .*outside"):
         check_model_directory(folder)
     check_model_directory(folder, root=tmp_path)
     (blobs / "weights").unlink()
