@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import tempfile
 from collections.abc import Callable, Mapping
@@ -47,8 +48,19 @@ def run_color(variant: str) -> str:
 
 def close_once(client: MlflowClient, run_id: str, status: str) -> None:
     """Writes the status of a run unless it has a final one: a late signal must not turn FINISHED into KILLED."""
-    if client.get_run(run_id).info.status == "RUNNING":
+    if client.get_run(run_id).info.status != "RUNNING":
+        return
+    # Over HTTP, MLflow prints two lines for every run that ends; a recipe ends many and shows one link itself.
+    quiet = "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"
+    before = os.environ.get(quiet)
+    os.environ[quiet] = "true"
+    try:
         client.set_terminated(run_id, status)
+    finally:
+        if before is None:
+            del os.environ[quiet]
+        else:
+            os.environ[quiet] = before
 
 
 class PointRun:
