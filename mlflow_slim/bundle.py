@@ -29,7 +29,9 @@ __all__ = [
     "compare",
     "count_parameters",
     "evaluating",
+    "find",
     "input_names",
+    "lengthened",
     "read",
     "save_tokenizer",
     "staged",
@@ -179,11 +181,22 @@ def save_tokenizer(source: OptimizedModel, directory: Path, sample: Sequence[Any
     }
 
 
+def lengthened(text: Any, max_length: int) -> Any:
+    """The input, or each text of a pair, repeated until it surely has more than ``max_length`` tokens.
+
+    Not much more: tokenizers builds every combination of the parts it cuts off a pair.
+    """
+    if not isinstance(text, str):
+        return tuple(lengthened(part, max_length) for part in text)
+    return f"{text} " * (12 * max_length // (len(text) + 1) + 1)
+
+
 def compare(
     expected: Callable[[Sequence[Any]], np.ndarray],
     found: Callable[[Sequence[Any]], np.ndarray],
     sample: Sequence[Any],
     *,
+    max_length: int,
     tolerance: float,
     what: str,
 ) -> float:
@@ -193,6 +206,7 @@ def compare(
         expected: Raw outputs of the source for a batch.
         found: Raw outputs of the exported model for the same batch.
         sample: Real inputs; the shortest, the longest, all, and one past any ``max_length`` are tried.
+        max_length: Tokens at which inputs are cut off.
         tolerance: Largest difference allowed, as a share of the largest output (and 1e-5 beside it).
         what: Names the exported model in the message.
 
@@ -207,8 +221,7 @@ def compare(
 
     ordered = sorted(sample, key=size)
     longest = ordered[-1]
-    past = f"{longest} " * 600 if isinstance(longest, str) else tuple(f"{part} " * 600 for part in longest)
-    batches = [ordered[:1], [ordered[0], longest], ordered[:32][::-1], [past]]
+    batches = [ordered[:1], [ordered[0], longest], ordered[:32][::-1], [lengthened(longest, max_length)]]
     worst = 0.0
     for batch in batches:
         wanted, got = expected(batch), found(batch)
@@ -254,6 +267,21 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return dict(value)
     return str(value)
+
+
+def find(directory: str | Path) -> Path:
+    """The bundle's folder in a bundle or in a saved MLflow model of ours.
+
+    Raises:
+        IntegrityError: There is no bundle in either place.
+    """
+    directory = Path(directory)
+    for folder in (directory, directory / "bundle"):
+        if (folder / NAME).is_file():
+            return folder
+    raise IntegrityError(
+        f"{directory} holds no {NAME}, so it is no model of mlflow_slim. Give one that a recipe logged."
+    )
 
 
 def read(directory: str | Path, *, verify: bool = True) -> ExportedModel:

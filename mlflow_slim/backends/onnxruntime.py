@@ -190,6 +190,7 @@ class OnnxRuntimeBackend:
                     lambda texts: own.forward(encode(texts)),
                     lambda texts: graph.forward(encode(texts)),
                     sample,
+                    max_length=int(source.spec["max_length"]),
                     tolerance=_HALF_TOLERANCE[dtype],
                     what="The ONNX model",
                 )
@@ -200,8 +201,7 @@ class OnnxRuntimeBackend:
         self, engine: TorchEngine, encode: TokenizerFile, sample: Sequence[Any], source: OptimizedModel
     ) -> None:
         max_length = int(source.spec["max_length"])
-        text = sample[0] if sample else ""
-        long = f"{text} " * max_length if isinstance(text, str) else tuple(f"{part} " * max_length for part in text)
+        long = bundle.lengthened(sample[0] if len(sample) else "a", max_length)
         try:
             engine.forward(encode([long]))
         except (IndexError, RuntimeError) as error:
@@ -228,6 +228,7 @@ class OnnxRuntimeBackend:
                 lambda texts: expected.forward(encode(texts)),
                 lambda texts: engine.forward(encode(texts)),
                 sample,
+                max_length=int(source.spec["max_length"]),
                 tolerance=_TOLERANCE,
                 what="The ONNX model",
             )

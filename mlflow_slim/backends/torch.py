@@ -94,6 +94,7 @@ class TorchBackend:
                     lambda texts: expected.forward(encode(texts)),
                     lambda texts: found.forward(encode(texts)),
                     sample,
+                    max_length=max_length,
                     tolerance=_TOLERANCE.get(dtype, 5e-2),
                     what="The saved model",
                 )

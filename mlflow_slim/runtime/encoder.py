@@ -27,7 +27,13 @@ class TokenizerFile:
 
     def __init__(self, path: Path, inputs: Mapping[str, Any], *, max_length: int) -> None:
         self._names = tuple(inputs["names"])
+        self._long = 20 * max_length
+        self._max_length = max_length
+        self._from_right = inputs.get("truncation_side", "right") == "right"
         self._tokenizer = Tokenizer.from_file(str(path))
+        self._plain = Tokenizer.from_file(str(path))  # cuts nothing off
+        self._plain.no_truncation()
+        self._plain.no_padding()
         self._tokenizer.enable_truncation(
             max_length, strategy="longest_first", direction=inputs.get("truncation_side", "right")
         )
@@ -41,7 +47,26 @@ class TokenizerFile:
     def __call__(self, texts: Sequence[Any]) -> dict[str, np.ndarray]:
         """``{name: (rows, tokens) int64}``, padded to the longest row. A row is a string or a pair of strings."""
         rows = [text if isinstance(text, str) else tuple(text) for text in texts]
+        if any(not isinstance(row, str) and max(map(len, row)) > self._long for row in rows):
+            rows = [row if isinstance(row, str) else self._cut(row) for row in rows]
         encoded = self._tokenizer.encode_batch(rows)
         return {
             name: np.array([getattr(row, _COLUMNS[name]) for row in encoded], dtype=np.int64) for name in self._names
         }
+
+    def _cut(self, pair: tuple[str, ...]) -> tuple[str, ...]:
+        """The pair with each text cut so that it still has more tokens than are kept.
+
+        Cutting a pair, tokenizers builds every combination of the parts cut off either text: two texts of 20,000
+        words take gigabytes and minutes. The longer text stays longer, because it gets the odd token.
+        """
+        parts = [self._plain.encode(text, add_special_tokens=False).offsets for text in pair]
+        most = max(map(len, parts))
+        cut = []
+        for text, offsets in zip(pair, parts, strict=True):
+            keep = self._max_length + (8 if len(offsets) == most else 4)
+            if len(offsets) <= keep:
+                cut.append(text)
+            else:
+                cut.append(text[: offsets[keep - 1][1]] if self._from_right else text[offsets[-keep][0] :])
+        return tuple(cut)
