@@ -11,7 +11,7 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Metric
 
-from .fields import as_params, as_tags
+from .fields import as_params, as_tags, legal_keys
 from .scrub import scrub_value
 
 __all__ = ["log_tree", "write_samples", "write_table"]
@@ -74,7 +74,7 @@ def log_tree(
     """
     if any(root.iterdir()):
         client.log_artifacts(run_id, str(root))
-    tags = dict(tags or {})
+    tags, metrics = dict(tags or {}), metrics or {}
     if tables:
         known = json.loads(client.get_run(run_id).data.tags.get("mlflow.loggedArtifacts", "[]"))
         entries = known + [entry for name in tables if (entry := {"path": name, "type": "table"}) not in known]
@@ -94,7 +94,7 @@ def log_tree(
                 dataset_digest=dataset_digest,
                 run_id=run_id,
             )
-            for key, value in (metrics or {}).items()
+            for key, value in zip(legal_keys(metrics), metrics.values(), strict=True)
         ],
         params=as_params(params or {}),
         tags=as_tags(tags),

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from mlflow.entities import Param, RunTag
 
 from .scrub import scrub
 
-__all__ = ["MAX_NOTE", "as_params", "as_tags", "flatten"]
+__all__ = ["MAX_NOTE", "as_params", "as_tags", "flatten", "legal_keys"]
 
 # MLflow 3 takes 6,000 characters, servers from before 2.8 only 500; the whole text is in the artifacts.
 _MAX_PARAM = 500
@@ -40,8 +40,31 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
 
 
 def _key(name: str) -> str:
-    """The name with what MLflow forbids in keys replaced by "_"."""
-    return re.sub(r"[^\w\-. :/]", "_", name)[:_MAX_KEY]
+    """The name with what MLflow forbids in keys replaced by "_".
+
+    A class called "a/../b" would make a key that resolves to another, which MLflow refuses with its whole batch.
+    """
+    parts = [part for part in re.sub(r"[^\w\-. :/]", "_", name).split("/") if part]
+    return ("/".join("_" if part in (".", "..") else part for part in parts) or "_")[:_MAX_KEY].rstrip("/")
+
+
+def legal_keys(names: Iterable[str]) -> list[str]:
+    """A legal key for each name, all different.
+
+    >>> legal_keys(["quality/f1_R&D", "quality/f1_R+D", "quality/f1_a//b"])
+    ['quality/f1_R_D', 'quality/f1_R_D_2', 'quality/f1_a/b']
+    """
+    keys: list[str] = []
+    taken: set[str] = set()
+    for name in names:
+        key = first = _key(name)
+        number = 1
+        while key in taken:
+            number += 1
+            key = f"{first[: _MAX_KEY - 8]}_{number}"
+        taken.add(key)
+        keys.append(key)
+    return keys
 
 
 def _cut(text: str, limit: int) -> str:
@@ -51,12 +74,13 @@ def _cut(text: str, limit: int) -> str:
 
 def as_params(values: Mapping[str, Any]) -> list[Param]:
     """Params, scrubbed and cut."""
-    return [Param(_key(name), _cut(str(value), _MAX_PARAM)) for name, value in values.items()]
+    keys = legal_keys(values)
+    return [Param(key, _cut(str(value), _MAX_PARAM)) for key, value in zip(keys, values.values(), strict=True)]
 
 
 def as_tags(values: Mapping[str, Any]) -> list[RunTag]:
     """Tags, scrubbed and cut; a note may be longer."""
     return [
-        RunTag(_key(name), _cut(str(value), MAX_NOTE if name == "mlflow.note.content" else _MAX_TAG))
-        for name, value in values.items()
+        RunTag(key, _cut(str(value), MAX_NOTE if key == "mlflow.note.content" else _MAX_TAG))
+        for key, value in zip(legal_keys(values), values.values(), strict=True)
     ]

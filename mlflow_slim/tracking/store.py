@@ -6,6 +6,7 @@ first touch a fresh sqlite file at once leave it unusable for good. So it is ask
 
 from __future__ import annotations
 
+import getpass
 import hashlib
 import logging
 import os
@@ -150,7 +151,7 @@ def _open_sqlite(uri: str) -> MlflowClient:
 
 def _lock_file(path: Path) -> Path:
     """A lock of this user for one database, kept out of the user's own folders."""
-    folder = Path(tempfile.gettempdir()) / f"mlflow_slim-{os.getuid() if hasattr(os, 'getuid') else os.getlogin()}"
+    folder = Path(tempfile.gettempdir()) / f"mlflow_slim-{os.getuid() if hasattr(os, 'getuid') else getpass.getuser()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     return folder / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}.lock"
 

@@ -8,30 +8,14 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
 import pytest
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from tracking_store import Store
 
 ROOT = Path(__file__).parents[2]
-
-
-@dataclass(frozen=True)
-class Store:
-    uri: str
-    experiment_id: str
-    folder: Path
-    client: MlflowClient
-
-    def runs(self) -> list[Run]:
-        """Every run of the experiment, the oldest first."""
-        return list(reversed(self.client.search_runs([self.experiment_id], order_by=["attributes.start_time DESC"])))
-
-    def text(self, run_id: str, artifact: str) -> str:
-        return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=artifact)).read_text()
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from conftest import Store
 from mlflow import MlflowClient
+from tracking_store import Store
 
 from mlflow_slim.errors import DataError, TrackingError
 from mlflow_slim.tracking import StoppedBySignal, open_recipe_run

@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Callable
 
 import pytest
-from conftest import Store
+from tracking_store import Store
 
 from mlflow_slim.tracking import open_recipe_run, reap
 from mlflow_slim.tracking.owner import is_gone, this_process

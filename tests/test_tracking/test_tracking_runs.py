@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import Store
 from matplotlib.figure import Figure
 from mlflow.models import Model
 from mlflow.models.model import ModelInfo
+from tracking_store import Store
 
 from mlflow_slim.artifact import ExportedModel
 from mlflow_slim.errors import TrackingError
@@ -268,3 +268,16 @@ def test_the_view_and_note_are_written_once_and_the_users_note_is_kept(store: St
         f"#/experiments/{store.experiment_id}/runs?viewStateShareKey=slim-tradeoffs"
         "&compareRunsMode=CHART&workflowType=machine_learning"
     )
+
+
+def test_names_of_classes_that_mlflow_forbids_in_keys_lose_no_metric(store: Store) -> None:
+    names = ["R&D", "R+D", "a//b", "../x", "50 %", "ünï/cödé", ""]
+    metrics = {f"quality/f1_{name}": float(place) for place, name in enumerate(names)}
+    with open_recipe_run({"name": "x", "labels": {"a,b": 1, "a;b": 2}}) as run:
+        point = run.open_point("baseline")
+        point.log_report(Report("baseline", metrics, {"slim.absent.quality/f1_100 %": "no rows"}))
+    found = store.client.get_run(point.run_id).data
+    assert sorted(found.metrics.values()) == sorted(metrics.values())
+    assert found.metrics["quality/f1_ünï/cödé"] == 5.0
+    params = store.client.get_run(run.run_id).data.params
+    assert (params["recipe.labels.a_b"], params["recipe.labels.a_b_2"]) == ("1", "2")

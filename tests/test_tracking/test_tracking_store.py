@@ -10,8 +10,8 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from conftest import Store
 from mlflow import MlflowClient
+from tracking_store import Store
 
 from mlflow_slim.errors import InputNotFound, TrackingError
 from mlflow_slim.tracking import connect, download_artifacts, open_recipe_run, ui_command
