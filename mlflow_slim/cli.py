@@ -67,9 +67,12 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="check a recipe and print it with every default; starts nothing")
     for command in (run, check):
         command.add_argument("recipe", help="path of a YAML file, or the name of a shipped recipe")
+        command.add_argument("overrides", nargs=argparse.REMAINDER, help="options of the recipe, --key=value")
     run.add_argument("-v", "--verbose", action="store_true", help="also log what libraries say")
     commands.add_parser("list", help="list recipes, techniques, tasks and backends")
-    show = commands.add_parser("show", help="show the options of a technique, of recipes, or the text of a shipped recipe")
+    show = commands.add_parser(
+        "show", help="show the options of a technique, of recipes, or the text of a shipped recipe"
+    )
     show.add_argument("name", help="such as distill.logits, recipe, or distill")
     return parser
 
@@ -77,33 +80,35 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and gives its exit code."""
     parser = _parser()
-    options, rest = parser.parse_known_args(argv)
-    if rest and options.command not in {"run", "check"}:
-        parser.error(f"unknown: {' '.join(rest)}")
+    options = parser.parse_args(argv)
+    overrides = getattr(options, "overrides", [])
+    if {"-h", "--help"} & set(overrides):
+        parser.parse_args([options.command, "--help"])
     try:
         if options.command == "run":
-            return _run(options.recipe, parse_overrides(rest), verbose=options.verbose)
+            return _run(options.recipe, parse_overrides(overrides), verbose=options.verbose)
         if options.command == "check":
             from .config import Recipe
 
-            print(Recipe.load(options.recipe, parse_overrides(rest)).to_yaml(), end="")  # noqa: T201
+            print(Recipe.load(options.recipe, parse_overrides(overrides)).to_yaml(), end="")  # noqa: T201
         elif options.command == "list":
             _list()
         else:
             _show(options.name)
     except SlimError as error:
         print(f"mlflow-slim: {error}", file=sys.stderr)  # noqa: T201
-        return 2 if isinstance(error, ConfigError) or (isinstance(error, InputNotFound) and options.command != "run") else 1
-    except KeyboardInterrupt as stop:
-        name = "SIGTERM" if stop.args and stop.args[0] == "SIGTERM" else "Ctrl-C"
-        print(f"mlflow-slim: stopped by {name}. What was logged before is kept.", file=sys.stderr)  # noqa: T201
-        return 143 if name == "SIGTERM" else 130
+        return (
+            2
+            if isinstance(error, ConfigError) or (isinstance(error, InputNotFound) and options.command != "run")
+            else 1
+        )
+    except KeyboardInterrupt:
+        print("mlflow-slim: stopped by Ctrl-C. What was logged before is kept.", file=sys.stderr)  # noqa: T201
+        return 130
     return 0
 
 
 def _run(source: str, overrides: dict[str, str], *, verbose: bool) -> int:
-    from rich.console import Console
-
     from .config import Recipe
 
     recipe = Recipe.load(source, overrides)
@@ -115,12 +120,12 @@ def _run(source: str, overrides: dict[str, str], *, verbose: bool) -> int:
     if not verbose:
         logging.getLogger("mlflow").setLevel(logging.ERROR)
     from .pipeline import run
-    from .tables import print_summary
+    from .tables import print_table
 
     try:
         outcome = run(recipe)
-        print_summary(outcome.reports, Console(), notes=outcome.notes)
-        Console().print(f"\nSee it in MLflow:\n  {outcome.ui_command}", highlight=False, markup=False, soft_wrap=True)
+        print_table(outcome.reports, title=f"\n{recipe.name}: {len(outcome.reports)} points")
+        print(f"\nSee it in MLflow:\n{outcome.ui_command}")  # noqa: T201
     finally:
         logger.removeHandler(handler)
     return 0
@@ -138,8 +143,6 @@ def _list() -> None:
 
 
 def _show(name: str) -> None:
-    from pydantic import BaseModel
-
     from .catalog import find_technique, load_technique, technique_names
     from .config import Recipe, find_recipe, recipe_names
     from .errors import did_you_mean
@@ -157,7 +160,6 @@ def _show(name: str) -> None:
     else:
         known = [*technique_names(), *recipe_names(), "recipe"]
         raise ConfigError(f"There is nothing named {name!r} to show. {did_you_mean(name, known)}")
-    assert issubclass(Recipe, BaseModel)
 
 
 def _print_options(model: object, indent: str) -> None:

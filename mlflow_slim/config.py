@@ -115,9 +115,11 @@ class Recipe(_Section):
     label_separator: str | None = Field(
         None, description="What separates several labels in one text cell (multi-label)."
     )
-    train_split: str = Field("train", min_length=1, description="Name or file of the training split.")
-    validation_split: str = Field("validation", min_length=1, description="Name or file of the validation split.")
-    test_split: str = Field("test", min_length=1, description="Name or file of the test split.")
+    train_split: str | None = Field(None, description="Name or file of the train split; default: what is usual.")
+    validation_split: str | None = Field(
+        None, description="Name or file of the validation split; default: what is usual."
+    )
+    test_split: str | None = Field(None, description="Name or file of the test split; default: what is usual.")
     on_bad_rows: Literal["refuse", "drop"] = Field(
         "refuse", description="What to do with rows that lack text or label, or whose label training never saw."
     )
@@ -212,7 +214,7 @@ class Recipe(_Section):
 
     def to_yaml(self) -> str:
         """`resolved` as YAML text."""
-        return yaml.safe_dump(self.resolved(), sort_keys=False, allow_unicode=True)
+        return str(yaml.safe_dump(self.resolved(), sort_keys=False, allow_unicode=True))
 
 
 def _copy(content: Mapping[str, Any]) -> dict[str, Any]:

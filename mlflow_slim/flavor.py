@@ -17,6 +17,7 @@ import logging
 import re
 import shutil
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,6 +53,15 @@ _REQUIREMENTS = {
     "onnxruntime": ("mlflow-skinny", "onnxruntime", "tokenizers", "numpy", "pandas"),
     "torch": ("mlflow", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pandas"),
 }
+
+
+def _pyfunc() -> Any:
+    """``mlflow.pyfunc``, whose import warns about type hints of MLflow's own (3.17)."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*Any type hint is inferred as AnyType", category=UserWarning)
+        import mlflow.pyfunc
+
+    return mlflow.pyfunc
 
 
 def _runtime_digest(folder: Path) -> str:
@@ -186,7 +196,8 @@ def save_model(
         mlflow.MlflowException: ``path`` holds something.
     """
     import yaml
-    from mlflow import pyfunc
+
+    pyfunc = _pyfunc()
     from mlflow.models import Model
     from mlflow.models.model import MLMODEL_FILE_NAME
     from mlflow.models.utils import _save_example
@@ -248,6 +259,7 @@ def log_model(
     name: str = "model",
     *,
     run_id: str | None = None,
+    model_id: str | None = None,
     params: Mapping[str, Any] | None = None,
     tags: Mapping[str, Any] | None = None,
     metadata: Mapping[str, Any] | None = None,
@@ -262,6 +274,7 @@ def log_model(
         exported: What a backend exported, or its folder.
         name: Name of the LoggedModel.
         run_id: The run; default the active one.
+        model_id: A LoggedModel that exists already and waits for its files; by default one is made.
         params: Kept with the LoggedModel.
         tags: Tags of the LoggedModel; ``slim.digest`` (sha256 of the manifest) is added.
         metadata: Kept in MLmodel.
@@ -273,6 +286,7 @@ def log_model(
     Raises:
         IntegrityError: ``exported`` is not what its manifest says; nothing was logged then.
     """
+    _pyfunc()
     from mlflow.models import Model
 
     exported = _exported(exported)
@@ -282,6 +296,7 @@ def log_model(
         flavor=sys.modules[__name__],
         flavor_name=FLAVOR_NAME,
         run_id=run_id,
+        model_id=model_id,
         params=dict(params) if params is not None else None,
         tags={"slim.digest": manifest.digest(exported.directory), **(tags or {})},
         metadata=dict(metadata) if metadata is not None else None,
@@ -378,6 +393,7 @@ def load_model(model_uri: str | Path, *, threads: int | None = None, dst_path: s
 def _download(model_uri: str | Path, dst_path: str | Path | None) -> Path:
     if Path(model_uri).is_dir():
         return Path(model_uri)
+    _pyfunc()
     import mlflow
     from mlflow.exceptions import MlflowException
 

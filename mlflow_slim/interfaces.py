@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-__all__ = ["Backend", "Batch", "Context", "Input", "Predictor", "Split", "Task", "TaskData", "Technique"]
+    from .measure.stats import Interval
+
+__all__ = ["Backend", "Batch", "Changes", "Context", "Input", "Predictor", "Split", "Task", "TaskData", "Technique"]
 
 Input: TypeAlias = Any
 """One thing a person would send: a string, a pair of strings, image bytes."""
@@ -109,6 +111,21 @@ class Technique(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Changes:
+    """How a candidate's answers differ from the baseline's, beyond the headline metric.
+
+    Attributes:
+        metrics: ``agreement``, ``negative_flips`` and ``positive_flips`` (shares of rows) and what else the task knows.
+        tags: Words, under ``slim.quality.``.
+        tables: Rows for people: ``slices``, ``broken_rows``.
+    """
+
+    metrics: Mapping[str, float]
+    tags: Mapping[str, str]
+    tables: Mapping[str, Sequence[Mapping[str, Any]]]
+
+
 @runtime_checkable
 class Predictor(Protocol):
     """A loaded model that answers. All arms of a measurement go through this shape."""
@@ -135,16 +152,55 @@ class Task(Protocol):
     library_class: str
     """The transformers class that loads its models, such as ``AutoModelForSequenceClassification``."""
 
-    def make_data(self, tables: Any, columns: Any) -> TaskData:
-        """Rows read by `mlflow_slim.data` as splits with inputs and references."""
+    def make_data(
+        self, tables: Any, *, config: Mapping[str, Any] | None = None, spec: Mapping[str, Any] | None = None
+    ) -> TaskData:
+        """Rows read by `mlflow_slim.data` as splits with inputs and references, in the order of the model's labels."""
         ...
 
-    def load_model(self, directory: Path, data: TaskData, *, max_length: int, seed: int) -> OptimizedModel:
-        """The model in a local folder with a head for the data's labels; ``trained`` says if it is fresh."""
+    def load_model(self, directory: Path, data: TaskData, *, max_length: int | None, seed: int) -> OptimizedModel:
+        """The model in a local folder with a head for the data's labels; ``trained`` is False when it is fresh."""
+        ...
+
+    def encode(self, processor: Any, inputs: Sequence[Input], spec: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The model's inputs row by row, truncated and not padded, for training."""
+        ...
+
+    def loss(self, outputs: Any, references: Any, spec: Mapping[str, Any]) -> Any:
+        """The task's own (hard-label) loss of raw outputs, a scalar tensor."""
+        ...
+
+    def decide(self, outputs: np.ndarray, spec: Mapping[str, Any]) -> np.ndarray:
+        """The answers themselves, such as class ids, from raw outputs."""
         ...
 
     def quality(self, outputs: np.ndarray, references: np.ndarray, spec: Mapping[str, Any]) -> dict[str, float]:
         """Every quality metric of the task by name, from raw outputs."""
+        ...
+
+    def headline(self, references: np.ndarray, spec: Mapping[str, Any]) -> tuple[str, str]:
+        """The metric to judge by on these rows, and the sentence that says why."""
+        ...
+
+    def judged_by(self, spec: Mapping[str, Any]) -> tuple[str, ...]:
+        """Metrics that can be the headline; higher is better in all of them."""
+        ...
+
+    def difference(
+        self,
+        metric: str,
+        baseline: np.ndarray,
+        candidate: np.ndarray,
+        references: np.ndarray,
+        spec: Mapping[str, Any],
+        *,
+        seed: int,
+    ) -> Interval:
+        """Candidate less baseline of a headline metric on the same rows, with a 90 % interval."""
+        ...
+
+    def changes(self, baseline: np.ndarray, candidate: np.ndarray, split: Split, spec: Mapping[str, Any]) -> Changes:
+        """How a candidate's answers differ from the baseline's on the same rows."""
         ...
 
     def correct(self, outputs: np.ndarray, references: np.ndarray, spec: Mapping[str, Any]) -> np.ndarray:

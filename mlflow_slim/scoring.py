@@ -45,9 +45,8 @@ def outputs_of(model: Any, processor: Any, rows: Sequence[Mapping[str, Any]], *,
 
 def validation_scorer(source: Any, context: Context) -> Any:
     """A function of the model that gives its share of right answers on the validation rows."""
-    encode = context.task.encode  # type: ignore[attr-defined]
     validation = context.data.validation
-    rows = encode(source.processor, validation.inputs, source.spec)
+    rows = context.task.encode(source.processor, validation.inputs, source.spec)
 
     def score(model: Any) -> float:
         outputs = outputs_of(model, source.processor, rows)

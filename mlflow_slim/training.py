@@ -93,8 +93,7 @@ def training_rows(
     source: OptimizedModel, split: Split, context: Context, extra: Mapping[str, np.ndarray] | None = None
 ) -> list[dict[str, Any]]:
     """One dict a row for `fit`: token ids, ``labels`` and whatever else the loss needs, such as teacher logits."""
-    encode: Callable[..., list[dict[str, Any]]] = context.task.encode  # type: ignore[attr-defined]
-    rows = encode(source.processor, split.inputs, source.spec)
+    rows = context.task.encode(source.processor, split.inputs, source.spec)
     for i, row in enumerate(rows):
         row["labels"] = split.references[i]
         for name, values in (extra or {}).items():
@@ -147,7 +146,7 @@ def fit(
             padded[name] = torch.as_tensor(_stack([row[name] for row in batch]))
         return dict(padded)
 
-    class Callback(TrainerCallback):  # type: ignore[misc]
+    class Callback(TrainerCallback):
         def on_epoch_end(self, *_: Any, **__: Any) -> None:
             epoch = len(progress.losses) + 1
             progress.losses.append(progress.total / max(progress.count, 1))
@@ -175,15 +174,15 @@ def fit(
             context.report(f"{label}/loss", progress.losses[-1], epoch)
             context.report(f"{label}/validation_{metric}", reached, epoch)
 
-        def on_step_end(self, _: Any, state: Any, control: Any, **__: Any) -> Any:
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:  # noqa: ARG002
             if progress.bad_steps >= BAD_STEPS:
                 progress.diverged_at = state.global_step
                 control.should_training_stop = True
             return control
 
-    class LossTrainer(Trainer):  # type: ignore[misc]
+    class LossTrainer(Trainer):
         def compute_loss(
-            self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+            self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None  # noqa: ARG002
         ) -> Any:
             own = {k: v for k, v in inputs.items() if k in tensors}
             extra = {k: v for k, v in inputs.items() if k not in tensors}

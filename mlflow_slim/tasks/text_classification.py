@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from ..artifact import OptimizedModel
 from ..errors import DataError, ModelError
-from ..interfaces import Split, TaskData
+from ..interfaces import Changes, Split, TaskData
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
     from ..data import Tables
+    from ..measure.stats import Interval
 
 __all__ = ["TASK", "TextClassification", "model_labels"]
 
@@ -45,7 +46,9 @@ class TextClassification:
     name = "text-classification"
     library_class = "AutoModelForSequenceClassification"
 
-    def make_data(self, tables: Tables, *, config: Mapping[str, Any] | None = None) -> TaskData:
+    def make_data(
+        self, tables: Tables, *, config: Mapping[str, Any] | None = None, spec: Mapping[str, Any] | None = None
+    ) -> TaskData:
         """Rows as splits with class ids.
 
         When the labels in the data are classes of the model's trained head (by name, or as its integer
@@ -55,9 +58,10 @@ class TextClassification:
         Args:
             tables: What `mlflow_slim.data.read_tables` gave.
             config: The model's ``config.json``, if it has one.
+            spec: Of a model that is exported already: its labels are the only ones there are.
 
         Raises:
-            DataError: There is only one class, or list labels and plain labels are mixed.
+            DataError: There is only one class, list labels and plain labels are mixed, or ``spec`` lacks a label.
         """
         frames = {"train": tables.train, "validation": tables.validation, "test": tables.test}
         multi_label = _is_multi_label(frames["train"])
@@ -68,11 +72,17 @@ class TextClassification:
                 f"All {len(frames['train'])} training rows have the one label {str(in_data[0])!r}. "
                 "A classifier needs two labels or more: check the label column."
             )
-        names, ids, origin = _match(in_data, model_labels(config))
+        names, ids, origin = _match(in_data, list(spec["labels"]) if spec is not None else model_labels(config))
+        if spec is not None and (origin != "model" or multi_label != spec["multi_label"]):
+            unknown = [str(value) for value in in_data if str(value) not in spec["labels"]] or ["lists of labels"]
+            raise DataError(
+                f"The data has labels that the model doesn't know: {', '.join(unknown[:5])}. Its labels are: "
+                f"{', '.join(spec['labels'][:20])}. Check the label column."
+            )
         splits = {name: _split(name, frame, ids, len(names), multi_label) for name, frame in frames.items()}
-        spec = {"labels": names, "multi_label": multi_label, "pair": "text_pair" in frames["train"].columns}
+        own = {"labels": names, "multi_label": multi_label, "pair": "text_pair" in frames["train"].columns}
         report = {**tables.report, "labels_from": origin, "classes": len(names)}
-        return TaskData(tables.name, tables.source, spec=spec, report=report, **splits)
+        return TaskData(tables.name, tables.source, spec=own, report=report, **splits)
 
     def load_model(self, directory: Path, data: TaskData, *, max_length: int | None, seed: int) -> OptimizedModel:
         """The model in a local folder with a head for the data's labels.
@@ -162,6 +172,63 @@ class TextClassification:
 
         return classification_quality(outputs, references, labels=spec["labels"], multi_label=spec["multi_label"])
 
+    def headline(self, references: np.ndarray, spec: Mapping[str, Any]) -> tuple[str, str]:
+        """The metric to judge by on these rows, and the sentence that says why."""
+        from ..measure.quality import headline_metric
+
+        return headline_metric(references, multi_label=spec["multi_label"])
+
+    def judged_by(self, spec: Mapping[str, Any]) -> tuple[str, ...]:
+        """Metrics that can be the headline: those with a paired interval."""
+        return ("f1_macro", "f1_micro", "exact_match") if spec["multi_label"] else ("accuracy", "f1_macro", "mcc")
+
+    def difference(
+        self,
+        metric: str,
+        baseline: np.ndarray,
+        candidate: np.ndarray,
+        references: np.ndarray,
+        spec: Mapping[str, Any],
+        *,
+        seed: int,
+    ) -> Interval:
+        """Candidate less baseline of a headline metric on the same rows, 90 % interval (two one-sided 95 % bounds)."""
+        from ..measure.stats import LABEL_METRICS, paired_bootstrap, paired_difference
+
+        if metric in ("accuracy", "exact_match"):
+            before, after = (self.correct(outputs, references, spec) for outputs in (baseline, candidate))
+            return paired_difference(before, after, confidence=0.90)
+        before, after = (self.decide(outputs, spec) for outputs in (baseline, candidate))
+        return paired_bootstrap(LABEL_METRICS[metric], before, after, references, seed=seed, confidence=0.90)
+
+    def changes(self, baseline: np.ndarray, candidate: np.ndarray, split: Split, spec: Mapping[str, Any]) -> Changes:
+        """Agreement, flips, divergence, worst slice and the rows that broke; see `mlflow_slim.measure.fidelity`."""
+        from dataclasses import asdict
+
+        from ..measure import fidelity
+
+        kind: dict[str, Any] = {"labels": spec["labels"], "multi_label": spec["multi_label"]}
+        right = [self.correct(outputs, split.references, spec) for outputs in (baseline, candidate)]
+        own = {"text", "text_pair", "label"}
+        parts = fidelity.make_slices(split.inputs, split.references, baseline, **kind, frame=split.frame, exclude=own)
+        slices = fidelity.measure_slices(parts, *right)
+        worst = fidelity.worst_slice(slices)
+        metrics = {
+            "agreement": fidelity.agreement(self.decide(baseline, spec), self.decide(candidate, spec)),
+            "negative_flips": fidelity.negative_flips(*right),
+            "positive_flips": fidelity.positive_flips(*right),
+            "mean_kl": fidelity.mean_kl(baseline, candidate, multi_label=spec["multi_label"]),
+        }
+        tags = {}
+        if worst is not None:
+            metrics["worst_slice_delta"] = worst.delta
+            tags["slim.quality.worst_slice"] = f"{worst.name} ({worst.n} rows, adjusted p = {worst.p_adjusted:.2g})"
+        tables = {
+            "slices": [asdict(part) for part in slices],
+            "broken_rows": fidelity.broken_rows(split.inputs, split.references, baseline, candidate, **kind),
+        }
+        return Changes(metrics, tags, tables)
+
     def correct(self, outputs: np.ndarray, references: np.ndarray, spec: Mapping[str, Any]) -> np.ndarray:
         """``(rows,)`` bool: the top label is right, or for multi-label the whole set is."""
         predicted = self.decide(outputs, spec)
@@ -169,10 +236,10 @@ class TextClassification:
         return right
 
     def decide(self, outputs: np.ndarray, spec: Mapping[str, Any]) -> np.ndarray:
-        """Class ids ``(rows,)``, or zeros and ones ``(rows, classes)`` for multi-label (probability over 0.5)."""
+        """Class ids ``(rows,)``, or zeros and ones ``(rows, classes)`` for multi-label (probability of 0.5 or more)."""
         import numpy as np
 
-        return (outputs > 0).astype(np.int64) if spec["multi_label"] else outputs.argmax(axis=1)
+        return (outputs >= 0).astype(np.int64) if spec["multi_label"] else outputs.argmax(axis=1)
 
 
 def _is_multi_label(frame: pd.DataFrame) -> bool:

@@ -97,7 +97,7 @@ class DistillHidden(BaseModel):
             mask = inputs["attention_mask"]
             owner = getattr(model, "module", model)
             project = getattr(owner, "slim_projection", lambda states: states)
-            total = self.alpha * distillation_loss(
+            total: Tensor = self.alpha * distillation_loss(
                 ours.logits, theirs.logits, temperature=self.temperature, multi_label=multi_label
             ) + (1 - self.alpha) * context.task.loss(ours.logits, extra["labels"], source.spec)
             pairs = list(enumerate(matched))

@@ -1,0 +1,136 @@
+"""Model and data of a recipe, found, checked and loaded; what a person should know about them as sentences."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .artifact import OptimizedModel
+from .catalog import load_task
+from .config import Recipe
+from .data import Tables, read_tables
+from .errors import ConfigError
+from .interfaces import Task, TaskData
+from .model_source import resolve_model
+
+__all__ = ["Inputs", "check_output", "load_inputs", "load_model"]
+
+Download = Callable[[str], Path]
+"""Fetches an MLflow URI into a local folder."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a recipe works on.
+
+    Attributes:
+        task: The task.
+        data: The rows as splits.
+        source: The model as given; None when models are only measured.
+        notes: What a person should know, one sentence each.
+        facts: Where model and data came from, as ``slim.`` params of every point.
+    """
+
+    task: Task
+    data: TaskData
+    source: OptimizedModel | None
+    notes: tuple[str, ...]
+    facts: Mapping[str, str]
+
+
+def check_output(output: str | None) -> None:
+    """Refuses an output folder that exists or can't be made, before any work is done.
+
+    Raises:
+        ConfigError: It exists, or its parent is not a folder that can be written.
+    """
+    if output is None:
+        return
+    import os
+
+    path = Path(output).expanduser().absolute()
+    if path.exists():
+        raise ConfigError(
+            f"output {str(path)!r} exists already and is not overwritten. Remove it or name another folder."
+        )
+    parent = next(folder for folder in path.parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise ConfigError(f"output {str(path)!r} can't be made: {str(parent)!r} can't be written. Name another folder.")
+
+
+def load_inputs(recipe: Recipe, folder: Path, download: Download, *, spec: Mapping[str, Any] | None = None) -> Inputs:
+    """Everything a recipe works on.
+
+    Files are looked for and rows are read before the model's weights, so that a wrong name costs seconds.
+
+    Args:
+        recipe: What to load.
+        folder: A temporary folder for models put together from MLflow artifacts.
+        download: Fetches MLflow URIs.
+        spec: Only measure: the labels come from a model that is exported already, and none is loaded.
+
+    Raises:
+        InputNotFound: The model or the data isn't there.
+        DataError: The rows can't be used.
+        ModelError: The model can't be used.
+    """
+    task = load_task(recipe.task)
+    found = None if spec is not None else resolve_model(recipe.model, download_artifacts=download, workdir=folder)
+    tables = read_tables(
+        recipe.data,
+        text=recipe.text,
+        text_pair=recipe.text_pair,
+        label=recipe.label,
+        train_split=recipe.train_split,
+        validation_split=recipe.validation_split,
+        test_split=recipe.test_split,
+        seed=recipe.seed,
+        label_separator=recipe.label_separator,
+        on_bad_rows=recipe.on_bad_rows,
+    )
+    if found is None:
+        return Inputs(task, task.make_data(tables, spec=spec), None, tuple(_describe(tables)), {})
+    config = json.loads((found.directory / "config.json").read_text(encoding="utf-8"))
+    data = task.make_data(tables, config=config)
+    source = task.load_model(found.directory, data, max_length=recipe.max_length, seed=recipe.seed)
+    facts = {
+        "slim.model": recipe.model,
+        "slim.model.kind": found.kind,
+        "slim.model.revision": found.revision or "",
+        "slim.data": tables.source,
+        "slim.data.revision": tables.revision or "",
+    }
+    return Inputs(task, data, source, tuple(_describe(tables)), {key: value for key, value in facts.items() if value})
+
+
+def load_model(name: str, recipe: Recipe, inputs: Inputs, folder: Path, download: Download) -> OptimizedModel:
+    """Another model for the same data, such as a student, by the name a user would give it."""
+    found = resolve_model(name, download_artifacts=download, workdir=folder)
+    return inputs.task.load_model(found.directory, inputs.data, max_length=recipe.max_length, seed=recipe.seed)
+
+
+def _describe(tables: Tables) -> list[str]:
+    """What was done to the rows, for people."""
+    report = tables.report
+    rows = report["rows"]
+    lines = [
+        f"Data {tables.name}: {rows['train']} rows to train, {rows['validation']} to validate, {rows['test']} to test."
+    ]
+    made: dict[str, list[str]] = {}
+    for name, how in report["made"].items():
+        if how != "as given":
+            made.setdefault(how, []).append(name)
+    lines += [f"Split {', '.join(names)}: {how}." for how, names in made.items()]
+    for name, reasons in report["dropped"].items():
+        lines.append(
+            f"Dropped from {name}: " + ", ".join(f"{count} rows ({reason})" for reason, count in reasons.items()) + "."
+        )
+    removed = report["removed_as_also_in_a_later_split"]
+    for name, count in removed.items():
+        lines.append(f"{count} rows were taken out of {name}, because the same text is also in a later split.")
+    if report["inputs_with_contradictory_labels"]:
+        lines.append(f"{report['inputs_with_contradictory_labels']} texts occur with different labels.")
+    return lines

@@ -1,0 +1,378 @@
+"""Measures all points of a recipe in one session and gives one `Report` each.
+
+The order is: quality of every point on the test rows; then, with the machine's one measure slot held and after
+waiting for quiet, everything that takes time: the arms take turns in one process with the same inputs and the
+same threads (timing, energy), then each starts a few times in processes of its own (cold start, memory).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..artifact import ExportedModel, OptimizationCost
+from ..errors import MeasurementError
+from ..interfaces import Predictor, Task, TaskData
+from .arms import Scenario, make_scenarios
+from .carbon import CarbonIntensity, emissions, gco2e_per_1k_samples
+from .energy import EnergyComparison, EnergyMeter, compare_energy
+from .host import Readiness, measure_slot, quiet_wait
+from .quality_report import headline, quality_report
+from .report import Report
+from .stats import Interval
+from .timing import Timings, compare, interleave, latency
+
+__all__ = ["PROTOCOL", "Session", "measure_points"]
+
+logger = logging.getLogger(__name__)
+PROTOCOL = "1"
+"""Version of the protocol; figures of different versions aren't ranked together."""
+QUICK = 0.25
+"""Share of the time budgets that a quick measurement has."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """How to measure.
+
+    Attributes:
+        task, data: What the models do, and the rows; only the test split is measured on.
+        load: Opens an exported model with the session's threads.
+        threads: Threads of every arm.
+        seed: Order of arms, bootstrap.
+        meter: A running energy session; None measures no energy.
+        intensity: Carbon intensity; None leaves emissions out, with the reason.
+        price_per_hour: USD per hour of this machine; None leaves cost out.
+        quick: A quarter of the time budgets, labelled.
+        metric: Headline metric; None lets the data decide.
+        quality_margin: Largest drop of the headline metric that is non-inferior.
+        batch_size: Of the offline scenario.
+        timing_s, energy_s: Largest seconds per point (and scenario) for timing, and per point for energy.
+        fresh_starts: Fresh processes per point; 0 for none.
+        wait_s: Longest wait for quiet, seconds.
+        pue, utilisation, requests_per_day: For emissions, cost and break-even.
+    """
+
+    task: Task
+    data: TaskData
+    load: Callable[[ExportedModel], Predictor]
+    threads: int
+    seed: int = 0
+    meter: EnergyMeter | None = None
+    intensity: CarbonIntensity | None = None
+    price_per_hour: float | None = None
+    quick: bool = False
+    metric: str | None = None
+    quality_margin: float = 0.01
+    batch_size: int = 32
+    timing_s: float = 40.0
+    energy_s: float = 30.0
+    fresh_starts: int = 3
+    wait_s: float = 60.0
+    pue: float = 1.0
+    utilisation: float = 0.5
+    requests_per_day: float | None = None
+
+
+@dataclass
+class _Sheet:
+    """A report on the way: what each part of the session adds to."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    params: dict[str, str] = field(default_factory=dict)
+    tables: dict[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    samples: dict[str, Sequence[float]] = field(default_factory=dict)
+
+    def interval(self, key: str, value: Interval) -> None:
+        """The figure, and where they are known the ends of its interval, as ``_lo`` and ``_hi``."""
+        self.metrics[key] = value.value
+        for end, number in (("lo", value.lo), ("hi", value.hi)):
+            if math.isfinite(number):
+                self.metrics[f"{key}_{end}"] = number
+
+    def absent(self, key: str, reason: str) -> None:
+        self.tags[f"slim.absent.{key}"] = reason
+
+
+def measure_points(points: Sequence[ExportedModel], session: Session) -> list[Report]:
+    """One report a point, in order; the first point is the baseline of the others.
+
+    Raises:
+        MeasurementError: A figure could not be obtained that can't be left out.
+    """
+    predictors = [session.load(point) for point in points]
+    sheets = [_Sheet() for _ in points]
+    _quality(points, predictors, sheets, session)
+    with measure_slot() as waited:
+        ready = quiet_wait(session.wait_s)
+        if not ready.quiet:
+            logger.warning("Other work keeps this machine busy: %s. Figures are flagged as contended.", ready.reason)
+        _conditions(sheets, session, ready, waited)
+        scenarios = make_scenarios(points, predictors, session.data.test.inputs, session.batch_size)
+        for scenario in scenarios:
+            _timing(scenario, points, sheets, session)
+        offline = next(scenario for scenario in scenarios if scenario.name == "offline")
+        _energy(offline, points, sheets, session)
+        _fresh_processes(points, sheets, session)
+    _sizes(points, sheets)
+    _costs(points, sheets, session)
+    return [
+        Report(point.variant, sheet.metrics, sheet.tags, sheet.params, sheet.tables, sheet.samples)
+        for point, sheet in zip(points, sheets, strict=True)
+    ]
+
+
+def _quality(
+    points: Sequence[ExportedModel], predictors: Sequence[Predictor], sheets: Sequence[_Sheet], session: Session
+) -> None:
+    test, spec = session.data.test, points[0].spec
+    metric, why = headline(session.task, test, spec, session.metric)
+    baseline: np.ndarray | None = None
+    for point, predictor, sheet in zip(points, predictors, sheets, strict=True):
+        logger.info("Quality of %s on %d test rows", point.variant, len(test))
+        outputs = predictor.predict(test.inputs, batch_size=session.batch_size)
+        part = quality_report(
+            session.task, test, spec, outputs, baseline, metric=metric, margin=session.quality_margin, seed=session.seed
+        )
+        sheet.metrics.update(part.metrics)
+        sheet.tags.update({"slim.quality.metric": metric, "slim.quality.metric_because": why, **part.tags})
+        sheet.tables.update(part.tables)
+        baseline = outputs if baseline is None else baseline
+
+
+def _conditions(sheets: Sequence[_Sheet], session: Session, ready: Readiness, waited: float) -> None:
+    test = session.data.test
+    for sheet in sheets:
+        sheet.params.update(
+            {
+                "slim.measure.protocol": PROTOCOL,
+                "slim.measure.quick": str(session.quick).lower(),
+                "slim.measure.threads": str(session.threads),
+                "slim.measure.batch_size": str(session.batch_size),
+                "slim.measure.seed": str(session.seed),
+                "slim.measure.test_rows": str(len(test)),
+                "slim.measure.test_digest": test.digest,
+                "slim.measure.quality_margin": f"{session.quality_margin:g}",
+                "slim.measure.waited_s": f"{waited + ready.waited_s:.1f}",
+                "slim.measure.foreign_cpu_share": f"{ready.load.foreign_share:.3f}",
+            }
+        )
+        sheet.tags["slim.measure.contended"] = str(not ready.quiet).lower()
+        if not ready.quiet:
+            sheet.tags["slim.measure.contended_because"] = ready.reason
+        if session.quick:
+            sheet.tags["slim.measure.quick"] = "true"
+
+
+def _timing(scenario: Scenario, points: Sequence[ExportedModel], sheets: Sequence[_Sheet], session: Session) -> None:
+    logger.info("Timing %s: %d arms in turns", scenario.title, len(points))
+    share = QUICK if session.quick else 1.0
+    timings = interleave(
+        scenario.arms,
+        budget_s=session.timing_s * share * len(points),
+        min_rounds=10 if session.quick else 40,
+        threads=session.threads,
+        seed=session.seed,
+        control=len(points) > 1 and scenario.is_headline,
+    )
+    suffix = "" if scenario.is_headline else "_with_tokenizer"
+    prefix = "" if scenario.is_headline else "with_tokenizer_"
+    for point, sheet, arm in zip(points, sheets, scenario.arms, strict=True):
+        if scenario.rows == 1:
+            for name, value in latency(timings, arm.name).items():
+                sheet.interval(f"latency/{prefix}{name}_ms", value)
+            if scenario.is_headline and "latency/p99_ms" not in sheet.metrics:
+                sheet.absent("latency/p99_ms", "fewer than 1,000 calls were timed")
+        else:
+            per_call = latency(timings, arm.name)["p50"]
+            rate = Interval(
+                scenario.rows * 1e3 / per_call.value,
+                scenario.rows * 1e3 / per_call.hi,
+                scenario.rows * 1e3 / per_call.lo,
+                per_call.n,
+                per_call.confidence,
+            )
+            sheet.interval(f"throughput/{prefix}samples_per_s", rate)
+        _raw_samples(scenario, timings, arm.name, sheet)
+        sheet.params[f"slim.measure.{scenario.name}.rounds"] = str(timings.rounds)
+        sheet.params[f"slim.measure.{scenario.name}.rows_per_call"] = str(scenario.rows)
+        sheet.params[f"slim.measure.{scenario.name}.tokens_per_call"] = str(scenario.tokens)
+        if point is not points[0]:
+            _speedup(scenario, timings, arm.name, sheet, suffix)
+
+
+def _speedup(scenario: Scenario, timings: Timings, arm: str, sheet: _Sheet, suffix: str) -> None:
+    key = f"speedup/{scenario.kind}{suffix}"
+    tag = "slim.speed" if scenario.name == "single" else f"slim.speed.{scenario.name}"
+    try:
+        speed = compare(timings, arm)
+    except MeasurementError as error:
+        sheet.absent(key, str(error))
+        sheet.tags.update({f"{tag}.verdict": "inconclusive", f"{tag}.because": str(error)})
+        return
+    if speed.noisy:
+        sheet.absent(key, speed.reason)
+    else:
+        sheet.interval(key, speed.wall)
+        if speed.cpu is not None:
+            sheet.interval(f"{key}_cpu", speed.cpu)
+    if speed.control is not None:
+        sheet.interval(f"{key}_control", speed.control)
+    sheet.tags[f"{tag}.verdict"] = speed.verdict
+    sheet.tags[f"{tag}.because"] = speed.reason
+    if speed.contended:
+        sheet.tags["slim.measure.contended"] = "true"
+        sheet.tags.setdefault(
+            "slim.measure.contended_because", f"while timing {scenario.title}: the arms did not get the CPU"
+        )
+
+
+def _raw_samples(scenario: Scenario, timings: Timings, arm: str, sheet: _Sheet) -> None:
+    sheet.samples[f"{scenario.name}/wall_s"] = timings.wall_s[arm].tolist()
+    sheet.samples[f"{scenario.name}/cpu_s"] = timings.cpu_s[arm].tolist()
+
+
+def _energy(scenario: Scenario, points: Sequence[ExportedModel], sheets: Sequence[_Sheet], session: Session) -> None:
+    key = "energy/wh_per_1k_samples"
+    if session.meter is None or session.energy_s == 0:
+        for sheet in sheets:
+            sheet.absent(key, "energy was not asked for")
+        return
+    logger.info("Energy: %d arms in turns", len(points))
+    budget = session.energy_s * (QUICK if session.quick else 1.0) * len(points)
+    try:
+        found = compare_energy(scenario.energy_arms, meter=session.meter, budget_s=max(budget, 6.0 * len(points)))
+    except MeasurementError as error:
+        for sheet in sheets:
+            sheet.absent(key, str(error))
+        logger.warning("Energy was not measured: %s", error)
+        return
+    for point, sheet, arm in zip(points, sheets, scenario.energy_arms, strict=True):
+        taken = found.arms[arm.name]
+        sheet.interval(key, taken.wh_per_1k_samples)
+        sheet.metrics["energy/measured_share"] = found.measured_share
+        sheet.samples["energy/joules_per_sample"] = list(taken.joules_per_sample)
+        sheet.tags["slim.energy.grade"] = found.grade
+        sheet.params.update(_energy_params(found))
+        if session.intensity is not None:
+            per_wh = gco2e_per_1k_samples(1.0, session.intensity, pue=session.pue)
+            sheet.interval("emissions/gco2e_per_1k_samples", taken.wh_per_1k_samples.scaled(per_wh))
+            sheet.params["slim.carbon.intensity_gco2e_per_kwh"] = f"{session.intensity.value_gco2e_per_kwh:g}"
+            sheet.params["slim.carbon.source"] = session.intensity.source
+            sheet.params["slim.carbon.pue"] = f"{session.pue:g}"
+        else:
+            sheet.absent("emissions/gco2e_per_1k_samples", "no region or carbon_intensity was given")
+        if point is not points[0] and taken.saving is not None:
+            sheet.interval("energy/saving", taken.saving)
+            sheet.tags["slim.energy.verdict"] = taken.verdict
+            sheet.tags["slim.energy.claim"] = found.claim(arm.name)
+            if taken.disagrees:
+                sheet.tags["slim.energy.disagrees"] = "energy and CPU time differ by more than 15 %"
+
+
+def _energy_params(found: EnergyComparison) -> dict[str, str]:
+    origin = found.provenance
+    return {
+        "slim.energy.cpu": origin.cpu,
+        "slim.energy.gpu": origin.gpu or "none",
+        "slim.energy.ram": origin.ram,
+        "slim.energy.mode": origin.tracking_mode,
+        "slim.energy.detail": origin.detail,
+        "slim.energy.windows": str(found.rounds),
+        "slim.energy.window_s": f"{found.seconds_per_window:g}",
+        "slim.energy.scenario": "offline",
+    }
+
+
+def _fresh_processes(points: Sequence[ExportedModel], sheets: Sequence[_Sheet], session: Session) -> None:
+    """Cold start and peak memory, each point in processes of its own, the points in turns."""
+    starts = min(session.fresh_starts, 2) if session.quick else session.fresh_starts
+    if starts == 0:
+        for sheet in sheets:
+            sheet.absent("load/cold_start_s", "fresh processes were not asked for")
+            sheet.absent("memory/peak_mib", "fresh processes were not asked for")
+        return
+    from .fresh_process import fresh_starts
+
+    logger.info("Cold start and memory: %d fresh processes a point", starts)
+    inputs = session.data.test.inputs[: session.batch_size]
+    found = fresh_starts([point.directory for point in points], inputs, starts, threads=session.threads)
+    for sheet, one in zip(sheets, found, strict=True):
+        sheet.interval("load/cold_start_s", one.cold_start_s)
+        sheet.interval("memory/peak_mib", one.peak_mib)
+        sheet.samples["load/cold_start_s"] = list(one.cold_starts_s)
+
+
+def _sizes(points: Sequence[ExportedModel], sheets: Sequence[_Sheet]) -> None:
+    from .size import folder_size
+
+    disks = [folder_size(point.directory).disk_mib for point in points]
+    for point, sheet, disk in zip(points, sheets, disks, strict=True):
+        sheet.metrics["size/disk_mib"] = disk
+        sheet.metrics["size/parameters_m"] = point.parameters / 1e6
+        sheet.metrics["size/nonzero_parameters_m"] = point.nonzero_parameters / 1e6
+        sheet.metrics["size/compression"] = disks[0] / disk
+
+
+def _costs(points: Sequence[ExportedModel], sheets: Sequence[_Sheet], session: Session) -> None:
+    """What serving costs where a price is given, what the steps took, and when that has repaid itself."""
+    for point, sheet in zip(points, sheets, strict=True):
+        _price(sheet, session)
+        spent = [record.cost for record in point.lineage if record.cost is not None]
+        if spent:
+            _optimization(spent, sheet, sheets[0], session)
+
+
+def _price(sheet: _Sheet, session: Session) -> None:
+    from .cost import usd_per_1m_samples
+
+    key = "cost/usd_per_1m_samples"
+    if session.price_per_hour is None:
+        sheet.absent(key, "no price_per_hour was given")
+        return
+    for end in ("", "_lo", "_hi"):
+        other = {"": "", "_lo": "_hi", "_hi": "_lo"}[end]  # the highest throughput is the lowest price
+        rate = sheet.metrics.get(f"throughput/samples_per_s{other}")
+        if rate is not None:
+            sheet.metrics[f"{key}{end}"] = usd_per_1m_samples(
+                session.price_per_hour, rate, utilisation=session.utilisation
+            )
+    sheet.params["slim.cost.price_per_hour"] = f"{session.price_per_hour:g}"
+    sheet.params["slim.cost.utilisation"] = f"{session.utilisation:g}"
+
+
+def _optimization(spent: Sequence[OptimizationCost], sheet: _Sheet, baseline: _Sheet, session: Session) -> None:
+    from .cost import energy_break_even
+
+    duration_s = sum(cost.duration_s for cost in spent)
+    sheet.metrics["optimize/duration_s"] = duration_s
+    if session.price_per_hour is not None:
+        sheet.metrics["optimize/cost_usd"] = duration_s / 3600 * session.price_per_hour
+    energies = [cost.energy_kwh for cost in spent if cost.energy_kwh is not None]
+    key = "optimize/break_even_samples"
+    if len(energies) < len(spent):
+        sheet.absent(key, "the energy of a step was not measured")
+        return
+    energy_kwh = sum(energies)
+    sheet.metrics["optimize/energy_kwh"] = energy_kwh
+    if session.intensity is not None:
+        sheet.metrics["optimize/emissions_kgco2e"] = emissions(energy_kwh, session.intensity, pue=session.pue)
+    joules = "energy/joules_per_sample"
+    if joules not in sheet.samples or joules not in baseline.samples:
+        sheet.absent(key, "the energy of serving was not measured")
+        return
+    found = energy_break_even(energy_kwh, baseline.samples[joules], sheet.samples[joules])
+    if found.samples is None:
+        sheet.absent(key, found.reason)
+        return
+    sheet.interval(key, found.samples)
+    if session.requests_per_day is not None:
+        days = found.days(session.requests_per_day)
+        assert days is not None
+        sheet.interval("optimize/break_even_days", days)

@@ -1,0 +1,401 @@
+"""A whole recipe as straight code: load, baseline, steps, export, log, measure against the baseline, report.
+
+Each point is exported, logged and checked as soon as it exists, and measured last, all together: whatever
+fails later, the models that were made are in MLflow. Nothing is sent to MLflow while something is measured.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import __version__, bundle, tracking
+from .artifact import ExportedModel, OptimizationCost, OptimizedModel, StepRecord
+from .catalog import load_backend, load_technique
+from .config import Recipe
+from .errors import ConfigError, InputNotFound, MeasurementError, ModelError
+from .inputs import Inputs, check_output, load_inputs, load_model
+from .interfaces import Context, Technique
+from .measure.carbon import carbon_intensity
+from .measure.energy import EnergyMeter
+from .measure.host import host
+from .measure.quality_report import headline
+from .measure.report import Report
+from .measure.session import Session, measure_points
+
+if TYPE_CHECKING:
+    from .tracking import PointRun, RecipeRun
+
+__all__ = ["Outcome", "Point", "measure", "run"]
+
+logger = logging.getLogger(__name__)
+SAMPLE_ROWS = 32
+"""Rows on which an export, and the logged model in a fresh process, must answer like their source."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One exported, logged and measured model.
+
+    Attributes:
+        exported: The model in its folder; the folder is gone when the recipe has ended.
+        run_id: Its MLflow run.
+        model_uri: Its logged model, ``models:/m-...``.
+    """
+
+    exported: ExportedModel
+    run_id: str
+    model_uri: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a recipe gave.
+
+    Attributes:
+        recipe: The recipe in force.
+        run_id: The recipe's own MLflow run.
+        points: The baseline first, then every step's outcome, then the final model per backend.
+        reports: What was measured, in the points' order.
+        seconds: Wall time by stage: load, train, export, log, measure.
+        notes: What a person should know: how splits were made, what was fine-tuned first.
+        ui_command: How to look at the comparison in the MLflow UI.
+    """
+
+    recipe: Recipe
+    run_id: str
+    points: tuple[Point, ...]
+    reports: tuple[Report, ...]
+    seconds: Mapping[str, float]
+    notes: tuple[str, ...]
+    ui_command: str
+
+
+@dataclass
+class _Stages:
+    """Wall time by stage, so that what the bookkeeping costs is known."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def time(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def run(recipe: Recipe | str | Path | Mapping[str, Any], **overrides: Any) -> Outcome:
+    """Runs a recipe as MLflow runs.
+
+    Args:
+        recipe: A `Recipe`, the path of a YAML file, the name of a shipped recipe, or a mapping.
+        **overrides: Values by key; dotted keys through ``**{"steps.distill.temperature": 4}``.
+
+    Raises:
+        ConfigError: The recipe is wrong; nothing was started.
+        TrackingError: MLflow can't be reached; nothing was started.
+        SlimError: Something failed later; the runs are closed as FAILED, what was logged is kept.
+    """
+    if not isinstance(recipe, Recipe):
+        recipe = Recipe.load(recipe, overrides)
+    elif overrides:
+        recipe = Recipe.load(recipe.resolved(), overrides)
+    carbon_intensity(recipe.region, recipe.carbon_intensity)
+    check_output(recipe.output)
+    _check_backends(recipe)
+    machine = host()
+    threads = recipe.threads or machine.cores
+    conditions = {"threads": threads, "mlflow_slim_version": __version__, "host": machine.to_dict()}
+    stages = _Stages()
+    with (
+        tracking.open_recipe_run(
+            recipe.resolved(),
+            experiment=recipe.track.experiment,
+            run_name=recipe.track.run_name,
+            name=recipe.name,
+            conditions=conditions,
+            tags={"slim.quick": str(recipe.quick).lower()},
+        ) as recipe_run,
+        tempfile.TemporaryDirectory(prefix="mlflow_slim-") as folder,
+        _torch_threads(threads),
+    ):
+        flow = _Flow(recipe, recipe_run, Path(folder), threads, stages)
+        return flow.run()
+
+
+class _Flow:
+    """The stages of one recipe over shared state; `run` is the picture."""
+
+    def __init__(self, recipe: Recipe, recipe_run: RecipeRun, folder: Path, threads: int, stages: _Stages) -> None:
+        self.recipe, self.recipe_run, self.folder = recipe, recipe_run, folder
+        self.threads, self.stages = threads, stages
+        self.notes: list[str] = []
+        self.points: list[tuple[Point, PointRun]] = []
+        self.meter = EnergyMeter(cpu_power_w=recipe.measure.cpu_power_w, ram_power_w=recipe.measure.ram_power_w)
+
+    def run(self) -> Outcome:
+        with self.stages.time("load"):
+            inputs = load_inputs(self.recipe, self.folder, tracking.download_artifacts)
+            headline(inputs.task, inputs.data.test, inputs.data.spec, self.recipe.measure.metric)
+            self.recipe_run.log_data(inputs.data)
+        for line in inputs.notes:
+            self.say(line)
+        with self.meter:
+            self.optimize(inputs)
+            reports = self.measure(inputs)
+        return self.report(inputs, reports)
+
+    def say(self, line: str) -> None:
+        logger.info("%s", line)
+        self.notes.append(line)
+
+    def optimize(self, inputs: Inputs) -> None:
+        """Baseline, then every step; each outcome is exported, logged and checked at once."""
+        current, steps = self.baseline(inputs)
+        finals = self.recipe.export.backends
+        self.add(current, "torch", inputs)
+        for step in steps:
+            logger.info("Step %d of %d: %s", len(current.lineage) + 1, len(steps), step.name)
+            current = self.apply(step, current, inputs)
+            is_last = len(current.lineage) == len(steps)
+            for backend in finals if is_last else ("torch",):
+                self.add(current, backend, inputs)
+        if not steps:
+            for backend in finals:
+                if backend != "torch":
+                    self.add(current, backend, inputs)
+        if self.recipe.output is not None:
+            self.write_output(Path(self.recipe.output).expanduser())
+
+    def baseline(self, inputs: Inputs) -> tuple[OptimizedModel, tuple[Technique, ...]]:
+        """The model all else is measured against, and the steps that are left to do."""
+        source, steps = inputs.source, tuple(self.recipe.steps)
+        assert source is not None, "a recipe loads a model"
+        if source.trained:
+            return source, steps
+        if steps and steps[0].name.split(".")[0] == "finetune":
+            first, steps = steps[0], steps[1:]
+        else:
+            first = load_technique("finetune.full")(**self.recipe.baseline.model_dump())
+        labels = len(inputs.data.spec["labels"]) if "labels" in inputs.data.spec else 0
+        self.say(
+            f"The model {self.recipe.model!r} has no trained head for the {labels} labels of this data, "
+            f"so it is fine-tuned first ({first.name}); the fine-tuned model is the baseline."
+        )
+        tuned = self.apply(first, source, inputs)
+        return replace(tuned, lineage=()), steps
+
+    def apply(self, step: Technique, source: OptimizedModel, inputs: Inputs) -> OptimizedModel:
+        """One step, with what it cost in its record."""
+        workdir = Path(tempfile.mkdtemp(prefix="step-", dir=self.folder))
+        context = Context(
+            task=inputs.task,
+            data=inputs.data,
+            seed=self.recipe.seed,
+            threads=self.threads,
+            device=self.recipe.device,
+            workdir=workdir,
+            load_model=lambda name: load_model(name, self.recipe, inputs, self.folder, tracking.download_artifacts),
+            report=lambda name, value, at: None,
+            show_progress=sys.stderr.isatty(),
+        )
+        start = time.perf_counter()
+        with self.stages.time("train"), self.meter.long_window(step.name) as window:
+            outcome = step.apply(source, context)
+        shutil.rmtree(workdir, ignore_errors=True)
+        try:
+            spent = window.result
+            cost = OptimizationCost(spent.duration_s, spent.energy_kwh, self.meter.provenance.grade([spent]))
+        except MeasurementError as error:  # the work is done and worth keeping; its cost is then partly unknown
+            logger.warning("The energy of %s was not measured: %s", step.name, error)
+            cost = OptimizationCost(time.perf_counter() - start)
+        record: StepRecord = replace(outcome.lineage[-1], cost=cost)
+        return replace(outcome, lineage=(*outcome.lineage[:-1], record))
+
+    def add(self, model: OptimizedModel, backend_name: str, inputs: Inputs) -> None:
+        """Exports a model, logs it under a run of its own, and checks what was logged in a fresh process."""
+        backend = load_backend(backend_name)
+        sample = inputs.data.validation.inputs[:SAMPLE_ROWS]
+        variant = model.variant.replace(".", "_")
+        with self.stages.time("export"):
+            exported = backend.export(model, self.folder / f"{len(self.points)}-{variant}-{backend_name}", sample)
+        baseline_run = self.points[0][1].run_id if self.points else None
+        with self.stages.time("log"):
+            from . import flavor
+
+            point_run = self.recipe_run.open_point(
+                exported.variant, step=len(model.lineage), baseline_run_id=baseline_run, data=inputs.data
+            )
+            info = point_run.log_model(flavor.log_model, exported, params={**inputs.facts, **_point_params(exported)})
+            self.points.append((Point(exported, point_run.run_id, info.model_uri), point_run))
+        with self.stages.time("check"):
+            point_run.set_tags(self.check(exported, info.model_uri, sample))
+        logger.info("Logged %s as %s", exported.variant, info.model_uri)
+
+    def check(self, exported: ExportedModel, uri: str, sample: Any) -> dict[str, str]:
+        """Tags that say whether the logged model, loaded in a fresh process, answers like the exported one."""
+        import numpy as np
+
+        from .measure.fresh_process import reload_outputs
+
+        logged = bundle.find(tracking.download_artifacts(uri))
+        here = load_backend(exported.backend).load(exported.directory, threads=self.threads).predict(sample)
+        there = reload_outputs(logged, sample, threads=self.threads)
+        difference = float(np.abs(here - there).max())
+        same = bool(np.allclose(here, there, rtol=1e-4, atol=1e-4))
+        if not same:
+            logger.warning(
+                "%s answers differently after reloading (largest difference %.3g). It is tagged slim.reload=differs "
+                "and can't be promoted.",
+                exported.variant,
+                difference,
+            )
+        return {"slim.reload": "same" if same else "differs", "slim.reload.max_abs_diff": f"{difference:.3g}"}
+
+    def measure(self, inputs: Inputs) -> list[Report]:
+        logger.info("Measuring %d points against the baseline, in turns", len(self.points))
+        with self.stages.time("measure"):
+            return measure_points(
+                [point.exported for point, _ in self.points], _session(self.recipe, inputs, self.threads, self.meter)
+            )
+
+    def write_output(self, target: Path) -> None:
+        """Copies the last model, which the recipe was for, into the folder the user asked for."""
+        exported = self.points[-1][0].exported
+        with bundle.staged(target) as work:
+            shutil.copytree(exported.directory, work, dirs_exist_ok=True)
+        self.say(f"{exported.variant} is in {target}")
+
+    def report(self, inputs: Inputs, reports: list[Report]) -> Outcome:
+        from . import figures, tables
+
+        with self.stages.time("log"):
+            for (_, point_run), report in zip(self.points, reports, strict=True):
+                point_run.log_report(report)
+                point_run.finish()
+            seconds = {f"stage/{name}_s": round(value, 3) for name, value in self.stages.seconds.items()}
+            self.recipe_run.log_summary(
+                rows=tables.summary_rows(reports),
+                figures=figures.make_figures(reports),
+                card=tracking.recipe_card(
+                    f"Recipe {self.recipe.name}", tables.markdown_table(reports), self.links(), notes=self.notes
+                ),
+                metrics=seconds,
+            )
+        return Outcome(
+            recipe=self.recipe,
+            run_id=self.recipe_run.run_id,
+            points=tuple(point for point, _ in self.points),
+            reports=tuple(reports),
+            seconds=dict(self.stages.seconds),
+            notes=tuple(self.notes),
+            ui_command=str(self.recipe_run.ui()),
+        )
+
+    def links(self) -> dict[str, str]:
+        """Markdown links to the points' runs by variant."""
+        experiment = self.recipe_run.experiment_id
+        return {run.variant: tracking.run_link(experiment, run.run_id, run.variant) for _, run in self.points}
+
+
+def _check_backends(recipe: Recipe) -> None:
+    missing = [reason for name in recipe.export.backends if (reason := load_backend(name).is_available())]
+    if missing:
+        raise ConfigError(missing)
+
+
+def _session(recipe: Recipe, inputs: Inputs, threads: int, meter: EnergyMeter | None) -> Session:
+    """How to measure, from the recipe."""
+    wanted = recipe.measure
+    return Session(
+        task=inputs.task,
+        data=inputs.data,
+        load=lambda exported: load_backend(exported.backend).load(exported.directory, threads=threads),
+        threads=threads,
+        seed=recipe.seed,
+        meter=meter,
+        intensity=carbon_intensity(recipe.region, recipe.carbon_intensity),
+        price_per_hour=recipe.price_per_hour,
+        quick=recipe.quick,
+        **{name: getattr(wanted, name) for name in type(wanted).model_fields if not name.endswith("_power_w")},
+    )
+
+
+def _point_params(exported: ExportedModel) -> dict[str, Any]:
+    """What made this point, as params of its run and of its logged model."""
+    params: dict[str, Any] = {
+        "slim.backend": exported.backend,
+        "slim.task": exported.task,
+        "slim.variant": exported.variant,
+    }
+    for index, record in enumerate(exported.lineage):
+        params[f"slim.steps.{index}.technique"] = record.technique
+        params.update(
+            {f"slim.steps.{index}.{key}": value for key, value in record.options.items() if value is not None}
+        )
+    return params
+
+
+@contextlib.contextmanager
+def _torch_threads(threads: int) -> Iterator[None]:
+    """Torch's thread number is global: set for the recipe, given back after it."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def measure(
+    model: str | Path | ExportedModel,
+    data: str = "demo",
+    *,
+    against: str | Path | ExportedModel | None = None,
+    **options: Any,
+) -> list[Report]:
+    """Measures exported models without MLflow runs: the first is the baseline of the second.
+
+    Args:
+        model: A bundle folder, or what `run` exported.
+        data: As in a recipe.
+        against: The baseline; None measures ``model`` alone.
+        **options: Keys of a recipe, such as ``text``, ``label``, ``threads``, ``region``, or dotted ones.
+
+    Raises:
+        SlimError: The model or the data can't be used.
+    """
+    recipe = Recipe.load({"name": "measure", "data": data}, options)
+    points = [_as_exported(item) for item in ((against, model) if against is not None else (model,))]
+    threads = recipe.threads or host().cores
+    first = points[0]
+    if any(point.task != first.task for point in points):
+        raise ModelError(f"The models are for different tasks: {first.task} and {points[-1].task}.")
+    with tempfile.TemporaryDirectory(prefix="mlflow_slim-") as folder, _torch_threads(threads):
+        inputs = load_inputs(recipe, Path(folder), tracking.download_artifacts, spec=first.spec)
+        with EnergyMeter(cpu_power_w=recipe.measure.cpu_power_w, ram_power_w=recipe.measure.ram_power_w) as meter:
+            return measure_points(points, _session(recipe, inputs, threads, meter))
+
+
+def _as_exported(item: str | Path | ExportedModel) -> ExportedModel:
+    if isinstance(item, ExportedModel):
+        return item
+    if str(item).startswith(("models:/", "runs:/")):
+        return bundle.read(bundle.find(tracking.download_artifacts(str(item))))
+    if not Path(item).is_dir():
+        raise InputNotFound(
+            f"There is no folder {str(Path(item).absolute())!r}. Give a bundle folder or a models:/ URI."
+        )
+    return bundle.read(Path(item))

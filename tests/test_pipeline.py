@@ -1,0 +1,259 @@
+"""Whole recipes on tiny models against a real MLflow store; one run is shared by the tests that only read."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mlflow_slim as slim
+from mlflow_slim.errors import ConfigError, DataError, InputNotFound, ModelError, TrackingError, TrainingDiverged
+
+BUDGET = {
+    "measure.timing_s": 1,
+    "measure.energy_s": 0,
+    "measure.fresh_starts": 0,
+    "measure.wait_s": 0,
+    "quick": True,
+    "threads": 1,
+}
+
+
+def write_reviews(path: Path, rows: int = 200, *, labels: tuple[str, str] = ("negative", "positive")) -> Path:
+    """A CSV whose label is decided by one word, with column names of its own."""
+    rnd = random.Random(0)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["the review", "stars/5", "origin"])
+        for i in range(rows):
+            good = i % 2
+            word = rnd.choice(("bad", "awful", "poor")) if not good else rnd.choice(("good", "great", "nice"))
+            filler = " ".join(rnd.choices("the movie was film plot story".split(), k=rnd.randint(1, 9)))
+            writer.writerow([f"{filler} {word} {i}", labels[good], rnd.choice("ab")])
+    return path
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A store of its own, for all tests of this module."""
+    import mlflow
+
+    folder = tmp_path_factory.mktemp("store")
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+    mlflow.create_experiment("slim", artifact_location=(folder / "artifacts").as_uri())
+    yield mlflow.MlflowClient()
+    mlflow.set_tracking_uri(before)
+
+
+@pytest.fixture(scope="module")
+def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_reviews(tmp_path_factory.mktemp("data") / "reviews.csv")
+
+
+def options(model: Path, data: Path, **more: Any) -> dict[str, Any]:
+    columns = {"text": "the review", "label": "stars/5", "track.experiment": "slim"}
+    return {"model": str(model), "data": str(data), **columns, **BUDGET, **more}
+
+
+@pytest.fixture(scope="module")
+def outcome(store: Any, reviews: Path, make_tiny_classifier: Callable[..., Path], tmp_path_factory: Any) -> Any:
+    """`distill` from a model without a head for these labels, with an output folder."""
+    model = make_tiny_classifier(labels=("a", "b", "c"))
+    target = tmp_path_factory.mktemp("out") / "student"
+    more = {"steps.distill.epochs": 2, "baseline.epochs": 2, "region": "FRA", "price_per_hour": 1, "output": str(target)}
+    return slim.run("distill", **options(model, reviews, **more))
+
+
+def test_the_points_are_baseline_and_student_on_both_runtimes(outcome: Any) -> None:
+    assert [p.exported.variant for p in outcome.points] == [
+        "baseline",
+        "distill.logits@torch",
+        "distill.logits@onnxruntime",
+    ]
+    assert any("is fine-tuned first" in note for note in outcome.notes)
+
+
+def test_every_run_is_finished_top_level_and_grouped_by_tags(outcome: Any, store: Any) -> None:
+    recipe_run = store.get_run(outcome.run_id)
+    runs = [store.get_run(point.run_id) for point in outcome.points]
+    assert {run.info.status for run in [recipe_run, *runs]} == {"FINISHED"}
+    for point, run in zip(outcome.points, runs, strict=True):
+        tags = run.data.tags
+        assert "mlflow.parentRunId" not in tags
+        assert tags["slim.variant"] == point.exported.variant
+        assert tags["slim.recipe_run"] == outcome.run_id
+        assert tags["slim.reload"] == "same"
+    assert [run.data.tags.get("slim.baseline_run") for run in runs] == [None, runs[0].info.run_id, runs[0].info.run_id]
+
+
+def test_metrics_belong_to_the_model_and_to_the_test_split(outcome: Any, store: Any) -> None:
+    import mlflow
+
+    for point, report in zip(outcome.points, outcome.reports, strict=True):
+        model = mlflow.get_logged_model(point.model_uri.removeprefix("models:/"))
+        assert {m.key for m in model.metrics} == set(report.metrics)
+        assert {m.dataset_digest for m in model.metrics} != {None}
+        assert str(model.status.value) == "READY" or str(model.status) == "READY"
+
+
+def test_the_students_report_has_paired_figures_and_the_baselines_has_none(outcome: Any) -> None:
+    baseline, student, exported = (report.metrics for report in outcome.reports)
+    assert not [key for key in baseline if key.startswith("speedup/") or key.endswith("_delta")]
+    for metrics in (student, exported):
+        assert metrics["quality/accuracy_delta_lo"] <= metrics["quality/accuracy_delta"] <= metrics["quality/accuracy_delta_hi"]
+        assert 0 <= metrics["quality/agreement"] <= 1
+        assert metrics["optimize/duration_s"] > 0
+    assert exported["quality/accuracy"] == student["quality/accuracy"]
+    assert student["size/parameters_m"] < baseline["size/parameters_m"]
+
+
+def test_what_was_not_measured_is_absent_with_a_reason(outcome: Any) -> None:
+    for report in outcome.reports:
+        for key in ("energy/wh_per_1k_samples", "load/cold_start_s", "memory/peak_mib"):
+            assert key not in report.metrics
+            assert "not asked for" in report.tags[f"slim.absent.{key}"]
+
+
+def test_the_recipe_can_be_replayed_from_its_artifact(outcome: Any, store: Any, tmp_path: Path) -> None:
+    path = store.download_artifacts(outcome.run_id, "recipe.yaml", str(tmp_path))
+    assert slim.Recipe.load(path) == outcome.recipe
+
+
+def test_the_output_folder_holds_the_final_model(outcome: Any) -> None:
+    import numpy as np
+
+    from mlflow_slim.catalog import load_backend
+
+    folder = Path(outcome.recipe.output)
+    content = json.loads((folder / "slim.json").read_text())
+    assert content["backend"] == "onnxruntime"
+    assert content["lineage"][0]["technique"] == "distill.logits"
+    answers = load_backend("onnxruntime").load(folder, threads=1).predict(["the movie was good", "bad"])
+    assert answers.shape == (2, 2) and np.isfinite(answers).all()
+
+
+def test_a_logged_model_answers_raw_strings(outcome: Any) -> None:
+    import mlflow
+
+    answers = mlflow.pyfunc.load_model(outcome.points[-1].model_uri).predict(["the movie was good", "awful plot"])
+    assert list(answers["label"])[0] in ("negative", "positive")
+    assert answers["score"].between(0, 1).all()
+
+
+def test_a_logged_student_is_a_model_for_the_next_recipe(outcome: Any, reviews: Path) -> None:
+    again = slim.run("distill", **options(Path("x"), reviews, model=outcome.points[1].model_uri, **{"steps.distill.epochs": 1}))
+    assert not any("is fine-tuned first" in note for note in again.notes)
+    before, after = outcome.reports[1].metrics, again.reports[0].metrics
+    assert after["quality/log_loss"] == pytest.approx(before["quality/log_loss"], rel=1e-4)
+
+
+def test_finetune_of_a_model_without_head_makes_it_the_baseline(store: Any, reviews: Path, make_tiny_classifier: Any) -> None:
+    model = make_tiny_classifier(labels=("x", "y", "z"))
+    outcome = slim.run("finetune", **options(model, reviews, **{"steps.finetune.epochs": 1}))
+    assert [p.exported.variant for p in outcome.points] == ["baseline", "baseline@onnxruntime"]
+    flips = outcome.reports[1].metrics
+    assert flips["quality/negative_flips"] == flips["quality/positive_flips"] == 0
+
+
+def test_hidden_distillation_runs_as_a_step(store: Any, reviews: Path, make_tiny_classifier: Any) -> None:
+    recipe = {"name": "h", "steps": [{"technique": "distill.hidden", "epochs": 1, "layers": 1}], "export": {"backends": ["torch"]}}
+    outcome = slim.run(recipe, **options(make_tiny_classifier(), reviews))
+    notes = outcome.points[-1].exported.lineage[0].notes
+    assert notes["teacher_layer_of"] == [1]
+    assert outcome.points[-1].exported.variant == "distill.hidden@torch"
+
+
+def newest(store: Any) -> Any:
+    experiment = store.get_experiment_by_name("slim").experiment_id
+    return store.search_runs([experiment], order_by=["attributes.start_time DESC"], max_results=1)[0]
+
+
+def test_a_failure_in_the_middle_keeps_what_was_made_and_says_why(
+    store: Any, reviews: Path, tiny_classifier_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The student diverges after the baseline was logged: the baseline's model stays, no run stays RUNNING."""
+    with pytest.raises(TrainingDiverged, match="Lower the learning rate"):
+        slim.run("distill", **options(tiny_classifier_dir, reviews, **{"steps.distill.learning_rate": 0.999, "steps.distill.temperature": 1e-3, "steps.distill.epochs": 30}))  # fmt: skip
+    experiment = store.get_experiment_by_name("slim").experiment_id
+    failed = [r for r in store.search_runs([experiment]) if r.info.status == "FAILED"]
+    assert {r.data.tags["slim.kind"] for r in failed} == {"recipe", "point"}
+    for run in failed:
+        assert "TrainingDiverged" in run.data.tags["slim.failure"]
+        assert [a.path for a in store.list_artifacts(run.info.run_id, "slim")].count("slim/traceback.txt") == 1
+    assert not [r for r in store.search_runs([experiment]) if r.info.status == "RUNNING"]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"text": "review"}, DataError, "the review"),
+        ({"data": "nowhere.csv"}, InputNotFound, "nowhere.csv"),
+        ({"model": "./nowhere"}, InputNotFound, "nowhere"),
+        ({"region": "FR"}, ConfigError, "FR"),
+        ({"max_length": 4096}, ModelError, "takes 128 tokens at most"),
+        ({"output": "."}, ConfigError, "exists already"),
+        ({"output": "/proc/x/y"}, ConfigError, "can't be"),
+        ({"measure.metric": "acuracy"}, ConfigError, "Did you mean 'accuracy'?"),
+    ],
+)
+def test_bad_input_is_told_before_any_training(
+    change: dict[str, Any], error: type[Exception], words: str, store: Any, reviews: Path, tiny_classifier_dir: Path
+) -> None:
+    with pytest.raises(error, match=words.replace("?", r"\?")):
+        slim.run("distill", **{**options(tiny_classifier_dir, reviews), **change})
+    experiment = store.get_experiment_by_name("slim").experiment_id
+    assert not [r for r in store.search_runs([experiment]) if r.info.status == "RUNNING"]
+
+
+def test_a_tracking_server_that_is_down_stops_the_recipe_before_any_work(
+    reviews: Path, tiny_classifier_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri("http://127.0.0.1:9")
+    try:
+        with pytest.raises(TrackingError, match=r"127\.0\.0\.1:9"):
+            slim.run("distill", **options(tiny_classifier_dir, reviews))
+    finally:
+        mlflow.set_tracking_uri(before)
+
+
+@pytest.mark.parametrize(("sign", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_recipe_is_killed_in_mlflow_and_its_models_stay(
+    sign: signal.Signals, code: int, tmp_path: Path, reviews: Path, tiny_classifier_dir: Path
+) -> None:
+    import mlflow
+
+    words = [f"--{k}={v}" for k, v in options(tiny_classifier_dir, reviews, **{"steps.distill.epochs": 500}).items()]
+    command = [sys.executable, "-m", "mlflow_slim.cli", "run", "distill", *words]
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    env = {**os.environ, "MLFLOW_TRACKING_URI": uri, "OMP_NUM_THREADS": "1"}
+    child = subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True)
+    assert child.stderr is not None
+    lines = []
+    for line in child.stderr:
+        lines.append(line)
+        if "epoch 2/" in line:
+            break
+    child.send_signal(sign)
+    rest = child.communicate(timeout=120)[1]
+    assert child.returncode == code, "".join([*lines, rest])
+    client = mlflow.MlflowClient(uri)
+    runs = client.search_runs([client.get_experiment_by_name("slim").experiment_id])
+    assert {r.info.status for r in runs} == {"KILLED"}
+    assert len(runs) == 2
+    models = client.search_logged_models([runs[0].info.experiment_id])
+    assert len(models) == 1
+    assert time.time() > 0
