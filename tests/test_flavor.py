@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import time
 import urllib.error
 import urllib.request
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -282,7 +284,8 @@ def test_raw_strings_are_answered_over_rest(folders, tmp_path):
         [*command, "-h", "127.0.0.1", "-p", str(port)],
         stdout=log,
         stderr=subprocess.STDOUT,
-        env={**os.environ, "MLFLOW_SLIM_THREADS": "1"},
+        # mlflow starts uvicorn by name, also when this environment is not activated
+        env={**os.environ, "MLFLOW_SLIM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
         start_new_session=True,
     )
     try:
@@ -309,6 +312,7 @@ def test_raw_strings_are_answered_over_rest(folders, tmp_path):
             post(port, {"inputs": ["good", ""]})
         assert "row 1 is an empty text" in refused.value.read().decode()
     finally:
-        os.killpg(server.pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGTERM)
         server.wait(30)
         log.close()
