@@ -89,5 +89,5 @@ def keep_layers(model: Any, kept: Sequence[int]) -> Any:
     for position, layer in enumerate(chosen):  # attention modules address their cache by it
         for module in layer.modules():
             if isinstance(getattr(module, "layer_idx", None), int):
-                module.layer_idx = position
+                setattr(module, "layer_idx", position)  # noqa: B010 - torch types attributes of modules as tensors
     return student

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from .measure.report import Report
+    from .measurement.report import Report
 
 __all__ = ["break_even_figure", "make_figures", "trade_off_figure"]
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from .measure.stats import Interval
+    from .measurement.stats import Interval
 
 __all__ = ["Backend", "Batch", "Changes", "Context", "Input", "Predictor", "Split", "Task", "TaskData", "Technique"]
 

@@ -24,12 +24,12 @@ from .config import Recipe
 from .errors import ConfigError, InputNotFound, MeasurementError, ModelError
 from .inputs import Inputs, check_output, load_inputs, load_model
 from .interfaces import Context, Technique
-from .measure.carbon import carbon_intensity
-from .measure.energy import EnergyMeter
-from .measure.host import host
-from .measure.quality_report import headline
-from .measure.report import Report
-from .measure.session import Session, measure_points
+from .measurement.carbon import carbon_intensity
+from .measurement.energy import EnergyMeter
+from .measurement.host import host
+from .measurement.quality_report import headline
+from .measurement.report import Report
+from .measurement.session import Session, measure_points
 
 if TYPE_CHECKING:
     from .tracking import PointRun, RecipeRun
@@ -153,7 +153,7 @@ class _Flow:
         with self.meter:
             self.optimize(inputs)
             reports = self.measure(inputs)
-        return self.report(inputs, reports)
+        return self.report(reports)
 
     def say(self, line: str) -> None:
         logger.info("%s", line)
@@ -206,7 +206,7 @@ class _Flow:
             device=self.recipe.device,
             workdir=workdir,
             load_model=lambda name: load_model(name, self.recipe, inputs, self.folder, tracking.download_artifacts),
-            report=lambda name, value, at: None,
+            report=self.recipe_run.log_progress,
             show_progress=sys.stderr.isatty(),
         )
         start = time.perf_counter()
@@ -246,7 +246,7 @@ class _Flow:
         """Tags that say whether the logged model, loaded in a fresh process, answers like the exported one."""
         import numpy as np
 
-        from .measure.fresh_process import reload_outputs
+        from .measurement.fresh_process import reload_outputs
 
         logged = bundle.find(tracking.download_artifacts(uri))
         here = load_backend(exported.backend).load(exported.directory, threads=self.threads).predict(sample)
@@ -276,7 +276,7 @@ class _Flow:
             shutil.copytree(exported.directory, work, dirs_exist_ok=True)
         self.say(f"{exported.variant} is in {target}")
 
-    def report(self, inputs: Inputs, reports: list[Report]) -> Outcome:
+    def report(self, reports: list[Report]) -> Outcome:
         from . import figures, tables
 
         with self.stages.time("log"):

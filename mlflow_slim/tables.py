@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from .measure.report import Report
+    from .measurement.report import Report
 
 __all__ = ["markdown_table", "print_table", "reasons", "summary_rows"]
 

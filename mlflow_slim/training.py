@@ -182,7 +182,11 @@ def fit(
 
     class LossTrainer(Trainer):
         def compute_loss(
-            self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None  # noqa: ARG002
+            self,
+            model: Any,
+            inputs: Any,
+            return_outputs: bool = False,
+            num_items_in_batch: Any = None,  # noqa: ARG002
         ) -> Any:
             own = {k: v for k, v in inputs.items() if k in tensors}
             extra = {k: v for k, v in inputs.items() if k not in tensors}

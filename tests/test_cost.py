@@ -5,7 +5,7 @@ import math
 import pytest
 
 from mlflow_slim.errors import ConfigError
-from mlflow_slim.measure.cost import (
+from mlflow_slim.measurement.cost import (
     UTILISATION,
     break_even,
     energy_break_even,
@@ -13,7 +13,7 @@ from mlflow_slim.measure.cost import (
     saving_per_sample,
     usd_per_1m_samples,
 )
-from mlflow_slim.measure.stats import Interval
+from mlflow_slim.measurement.stats import Interval
 
 
 def test_a_machine_that_works_always_costs_its_price_over_its_samples() -> None:

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from mlflow_slim.errors import ConfigError, MeasurementError
-from mlflow_slim.measure import energy
-from mlflow_slim.measure.carbon import JOULES_PER_KWH
-from mlflow_slim.measure.energy import (
+from mlflow_slim.measurement import energy
+from mlflow_slim.measurement.carbon import JOULES_PER_KWH
+from mlflow_slim.measurement.energy import (
     CarbonIntensity,
     EnergyMeter,
     EnergyWindow,
@@ -246,7 +246,7 @@ def test_the_grade_follows_from_what_counters_saw(
 
 
 def test_a_guest_is_assumed_even_where_the_model_string_matches(monkeypatch: pytest.MonkeyPatch) -> None:
-    import mlflow_slim.measure.host as host_module
+    import mlflow_slim.measurement.host as host_module
 
     tracker = SimpleNamespace(_hardware=[CPU("cpu_load")])
     monkeypatch.setattr(host_module, "host", lambda: SimpleNamespace(virtual=True))
@@ -427,7 +427,7 @@ def test_a_wrong_intensity_is_refused(arguments: tuple[Any, ...], message: str) 
 
 SESSION = """
 import json, sys, time
-from mlflow_slim.measure.energy import EnergyMeter
+from mlflow_slim.measurement.energy import EnergyMeter
 def spin(seconds):
     end = time.perf_counter() + seconds
     while time.perf_counter() < end: pass

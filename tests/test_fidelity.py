@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlflow_slim.errors import MeasurementError
-from mlflow_slim.measure import fidelity
+from mlflow_slim.measurement import fidelity
 
 # A busy machine must not fail a test by being slow.
 calm = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -9,7 +9,7 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
 from mlflow_slim.figures import break_even_figure, make_figures, trade_off_figure
-from mlflow_slim.measure.report import Report
+from mlflow_slim.measurement.report import Report
 
 BASE = Report(
     "baseline",

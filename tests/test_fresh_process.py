@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from mlflow_slim.errors import ConfigError, InputNotFound, MeasurementError
-from mlflow_slim.measure import fresh_process
-from mlflow_slim.measure.fresh_process import Served, fresh_starts, peak_rss_mib, reload_outputs
+from mlflow_slim.measurement import fresh_process
+from mlflow_slim.measurement.fresh_process import Served, fresh_starts, peak_rss_mib, reload_outputs
 
 FAKE = """
 import json, os, sys, time

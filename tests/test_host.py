@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from mlflow_slim.errors import MeasurementError
-from mlflow_slim.measure import host as host_module
-from mlflow_slim.measure.host import Host, Load, host, load, measure_slot, quiet_wait
+from mlflow_slim.measurement import host as host_module
+from mlflow_slim.measurement.host import Host, Load, host, load, measure_slot, quiet_wait
 
 A_HOST = Host("EPYC", ("avx2",), 2, 24105, (), "Linux x86_64", "6.1", "3.11.7", True, None, {"numpy": "2.0"})
 QUIET = Load(0.5, 0.01, 0.0, 0.0, 0.9, 0.3)
@@ -47,7 +47,7 @@ def test_the_fingerprint_follows_hardware_and_not_software() -> None:
 
 
 def test_reading_the_host_does_not_import_torch() -> None:
-    code = "import sys; from mlflow_slim.measure.host import host; host(); print('torch' in sys.modules)"
+    code = "import sys; from mlflow_slim.measurement.host import host; host(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
@@ -127,7 +127,7 @@ def test_the_slot_is_exclusive_and_names_its_holder(tmp_path: Path) -> None:
 
 def test_the_slot_is_freed_when_its_holder_is_killed(tmp_path: Path) -> None:
     code = (
-        "import sys, time, pathlib; from mlflow_slim.measure.host import measure_slot\n"
+        "import sys, time, pathlib; from mlflow_slim.measurement.host import measure_slot\n"
         "with measure_slot(pathlib.Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)"
     )
     child = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "l")], stdout=subprocess.PIPE, text=True)

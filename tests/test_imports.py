@@ -62,22 +62,24 @@ def test_the_runtime_imports_nothing_else_of_ours(path: Path) -> None:
     assert all(name.startswith("mlflow_slim.runtime") for name in ours), ours
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if "measure" in p.parts], ids=name_of)
+@pytest.mark.parametrize("path", [p for p in FILES if "measurement" in p.parts], ids=name_of)
 def test_measuring_stands_on_the_first_three_modules_only(path: Path) -> None:
-    allowed = ("mlflow_slim.errors", "mlflow_slim.artifact", "mlflow_slim.interfaces", "mlflow_slim.measure")
+    allowed = ("mlflow_slim.errors", "mlflow_slim.artifact", "mlflow_slim.interfaces", "mlflow_slim.measurement")
     ours = {name for name in imports(path) if name.startswith("mlflow_slim")}
     assert all(name.startswith(allowed) for name in ours), ours
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:
-    code = "import sys, mlflow_slim; print([m for m in ('torch','transformers','mlflow','datasets','pandas') if m in sys.modules])"
+    heavy = ("torch", "transformers", "mlflow", "datasets", "pandas")
+    code = f"import sys, mlflow_slim; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
 def test_the_commands_that_start_nothing_import_neither_torch_nor_transformers() -> None:
     code = (
-        "import sys; from mlflow_slim.cli import main; assert main(['check', 'distill']) == 0; assert main(['list']) == 0;"
+        "import sys; from mlflow_slim.cli import main;"
+        "assert main(['check', 'distill']) == 0; assert main(['list']) == 0;"
         "print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

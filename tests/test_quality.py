@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 
 from mlflow_slim.errors import MeasurementError
-from mlflow_slim.measure import quality, stats
+from mlflow_slim.measurement import quality, stats
 
 # A busy machine must not fail a test by being slow.
 calm = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mlflow_slim.errors import InputNotFound, MeasurementError, ModelError
-from mlflow_slim.measure.size import (
+from mlflow_slim.measurement.size import (
     compression,
     folder_size,
     onnx_dtype_bytes,

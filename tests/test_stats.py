@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import f1_score, matthews_corrcoef
 
 from mlflow_slim.errors import MeasurementError
-from mlflow_slim.measure import stats
+from mlflow_slim.measurement import stats
 
 # A busy machine must not fail a test by being slow.
 calm = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from mlflow_slim.measure.report import Report
+from mlflow_slim.measurement.report import Report
 from mlflow_slim.tables import markdown_table, print_table, reasons, summary_rows
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mlflow_slim.errors import MeasurementError
-from mlflow_slim.measure.timing import CONTROL, Arm, compare, contention, interleave, latency
+from mlflow_slim.measurement.timing import CONTROL, Arm, compare, contention, interleave, latency
 
 
 class Machine:

@@ -1,7 +1,7 @@
 """Text classification: one text or a pair in, one label (or several) out.
 
 Owns the meaning of labels (which id is which name), the model class, and what a right answer is.
-Quality metrics are computed by `mlflow_slim.measure.quality`; reading files is `mlflow_slim.data`'s.
+Quality metrics are computed by `mlflow_slim.measurement.quality`; reading files is `mlflow_slim.data`'s.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from ..data import Tables
-    from ..measure.stats import Interval
+    from ..measurement.stats import Interval
 
 __all__ = ["TASK", "TextClassification", "model_labels"]
 
@@ -167,14 +167,14 @@ class TextClassification:
         return functional.cross_entropy(outputs, references)
 
     def quality(self, outputs: np.ndarray, references: np.ndarray, spec: Mapping[str, Any]) -> dict[str, float]:
-        """Every quality metric by name, see `mlflow_slim.measure.quality.classification_quality`."""
-        from ..measure.quality import classification_quality
+        """Every quality metric by name, see `mlflow_slim.measurement.quality.classification_quality`."""
+        from ..measurement.quality import classification_quality
 
         return classification_quality(outputs, references, labels=spec["labels"], multi_label=spec["multi_label"])
 
     def headline(self, references: np.ndarray, spec: Mapping[str, Any]) -> tuple[str, str]:
         """The metric to judge by on these rows, and the sentence that says why."""
-        from ..measure.quality import headline_metric
+        from ..measurement.quality import headline_metric
 
         return headline_metric(references, multi_label=spec["multi_label"])
 
@@ -193,7 +193,7 @@ class TextClassification:
         seed: int,
     ) -> Interval:
         """Candidate less baseline of a headline metric on the same rows, 90 % interval (two one-sided 95 % bounds)."""
-        from ..measure.stats import LABEL_METRICS, paired_bootstrap, paired_difference
+        from ..measurement.stats import LABEL_METRICS, paired_bootstrap, paired_difference
 
         if metric in ("accuracy", "exact_match"):
             before, after = (self.correct(outputs, references, spec) for outputs in (baseline, candidate))
@@ -202,10 +202,10 @@ class TextClassification:
         return paired_bootstrap(LABEL_METRICS[metric], before, after, references, seed=seed, confidence=0.90)
 
     def changes(self, baseline: np.ndarray, candidate: np.ndarray, split: Split, spec: Mapping[str, Any]) -> Changes:
-        """Agreement, flips, divergence, worst slice and the rows that broke; see `mlflow_slim.measure.fidelity`."""
+        """Agreement, flips, divergence, worst slice and the rows that broke; see `mlflow_slim.measurement.fidelity`."""
         from dataclasses import asdict
 
-        from ..measure import fidelity
+        from ..measurement import fidelity
 
         kind: dict[str, Any] = {"labels": spec["labels"], "multi_label": spec["multi_label"]}
         right = [self.correct(outputs, split.references, spec) for outputs in (baseline, candidate)]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..measure.report import Report
+    from ..measurement.report import Report
 
 __all__ = ["escape", "point_card", "recipe_card", "run_link"]
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from ..artifact import ExportedModel
     from ..interfaces import TaskData
-    from ..measure.report import Report
+    from ..measurement.report import Report
     from .runs import RecipeRun
 
 __all__ = ["PointRun", "close_once", "run_color"]

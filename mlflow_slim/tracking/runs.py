@@ -91,6 +91,13 @@ class RecipeRun:
         with tracking_errors("log the data sets"):
             self.client.log_inputs(self.run_id, datasets=data_inputs(data))
 
+    def log_progress(self, name: str, value: float, step: int) -> None:
+        """Logs one figure on the way, such as an epoch's loss. Training goes on when it can't be logged."""
+        try:
+            self.client.log_metric(self.run_id, name, value, step=step)
+        except Exception as error:
+            logger.warning("%s of step %d was not logged: %s", name, step, scrub(str(error)))
+
     def log_summary(
         self,
         *,

@@ -21,7 +21,7 @@ from tracking_store import Store
 from mlflow_slim.artifact import ExportedModel
 from mlflow_slim.errors import TrackingError
 from mlflow_slim.interfaces import Split, TaskData
-from mlflow_slim.measure.report import Report
+from mlflow_slim.measurement.report import Report
 from mlflow_slim.tracking import DEFAULT_EXPERIMENT, install_view, open_recipe_run
 
 RECIPE = {"name": "distill", "seed": 3, "steps": [{"use": "distill.logits", "temperature": 2.0}], "output": None}

@@ -135,7 +135,7 @@ def broken_rows(
         ``baseline_score``, ``candidate``, ``candidate_score``; a score is the model's confidence in its own answer.
 
     Raises:
-        MeasurementError: The rows can't be scored, see `mlflow_slim.measure.quality.check_outputs`.
+        MeasurementError: The rows can't be scored, see `mlflow_slim.measurement.quality.check_outputs`.
     """
     for logits in (baseline_logits, candidate_logits):
         check_outputs(logits, references, labels=len(labels), multi_label=multi_label)

@@ -39,6 +39,8 @@ class Report:
     def __post_init__(self) -> None:
         """Moves what is not finite out of ``metrics`` and says so in ``tags``: MLflow sorts infinity as best."""
         finite = {key: float(value) for key, value in self.metrics.items() if math.isfinite(value)}
-        lost = {f"slim.absent.{key}": f"the value was {value}" for key, value in self.metrics.items() if key not in finite}
+        lost = {
+            f"slim.absent.{key}": f"the value was {value}" for key, value in self.metrics.items() if key not in finite
+        }
         object.__setattr__(self, "metrics", finite)
         object.__setattr__(self, "tags", {**self.tags, **lost})

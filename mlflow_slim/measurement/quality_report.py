@@ -17,7 +17,7 @@ __all__ = ["QualityPart", "headline", "quality_report"]
 
 @dataclass
 class QualityPart:
-    """The part of a report that is about quality; see `mlflow_slim.measure.report.Report`."""
+    """The part of a report that is about quality; see `mlflow_slim.measurement.report.Report`."""
 
     metrics: dict[str, float] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)

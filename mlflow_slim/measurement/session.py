@@ -173,16 +173,25 @@ def _conditions(sheets: Sequence[_Sheet], session: Session, ready: Readiness, wa
 def _timing(scenario: Scenario, points: Sequence[ExportedModel], sheets: Sequence[_Sheet], session: Session) -> None:
     logger.info("Timing %s: %d arms in turns", scenario.title, len(points))
     share = QUICK if session.quick else 1.0
-    timings = interleave(
-        scenario.arms,
-        budget_s=session.timing_s * share * len(points),
-        min_rounds=10 if session.quick else 40,
-        threads=session.threads,
-        seed=session.seed,
-        control=len(points) > 1 and scenario.is_headline,
-    )
     suffix = "" if scenario.is_headline else "_with_tokenizer"
     prefix = "" if scenario.is_headline else "with_tokenizer_"
+    try:
+        timings = interleave(
+            scenario.arms,
+            budget_s=session.timing_s * share * len(points),
+            min_rounds=10 if session.quick else 40,
+            threads=session.threads,
+            seed=session.seed,
+            control=len(points) > 1 and scenario.is_headline,
+        )
+    except MeasurementError as error:
+        logger.warning("%s was not timed: %s", scenario.title, error)
+        figure = f"latency/{prefix}p50_ms" if scenario.rows == 1 else f"throughput/{prefix}samples_per_s"
+        for point, sheet in zip(points, sheets, strict=True):
+            sheet.absent(figure, str(error))
+            if point is not points[0]:
+                sheet.absent(f"speedup/{scenario.kind}{suffix}", str(error))
+        return
     for point, sheet, arm in zip(points, sheets, scenario.arms, strict=True):
         if scenario.rows == 1:
             for name, value in latency(timings, arm.name).items():

@@ -1,6 +1,6 @@
 """Figures that only a process of its own can give: cold start, peak memory, and whether a reloaded model agrees.
 
-The parent starts ``python -m mlflow_slim.measure.fresh_process <request.json>``; the child loads an exported folder
+The parent starts ``python -m mlflow_slim.measurement.fresh_process <request.json>``; the child loads an exported folder
 through its backend, predicts once and writes what it saw into the request's folder. Nothing is pickled: requests and
 answers are JSON, outputs an ``.npy`` file. The child gets no network (``HF_HUB_OFFLINE``) and imports what the backend
 imports, nothing else, so that its memory and its start are those of serving.
