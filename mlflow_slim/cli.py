@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         "run",
         help="run a recipe as MLflow runs",
         description="Runs a recipe: a YAML file, or the name of a shipped one.",
-        epilog="Every key of the recipe is an option: --model=..., --steps.distill.temperature=4. See: mlflow-slim show recipe",
+        epilog="Each key of a recipe is an option, such as --steps.distill.temperature=4. Try: mlflow-slim show recipe",
     )
     check = commands.add_parser("check", help="check a recipe and print it with every default; starts nothing")
     for command in (run, check):

@@ -162,7 +162,8 @@ class Recipe(_Section):
     def _one_intensity(self) -> Recipe:
         if self.region is not None and self.carbon_intensity is not None:
             raise ValueError(
-                f"region {self.region!r} and carbon_intensity {self.carbon_intensity:g} are both given. Keep one of them."
+                f"region {self.region!r} and carbon_intensity {self.carbon_intensity:g} are both given. "
+                "Keep one of them."
             )
         return self
 

@@ -182,7 +182,7 @@ def print_table(
         reports: The points, the baseline first.
         title: A line above the table.
         file: Where to; standard output by default.
-        width: Columns; by default the terminal's, and 120 when there is none.
+        width: Columns; by default the terminal's, and 160 when there is none.
     """
     import sys
 
@@ -190,20 +190,18 @@ def print_table(
 
     out = file or sys.stdout
     if width is None and not getattr(out, "isatty", lambda: False)():
-        width = 120
+        width = 160
     console = Console(file=out, width=width, highlight=False)
     if title:
         console.print(title, markup=False)
-    if console.width >= _WIDE:
-        console.print(_table(reports, plain=_is_plain(out)))
+    whole = _table(reports, plain=_is_plain(out))
+    if console.measure(whole, options=console.options.update(max_width=10_000)).maximum <= console.width:
+        console.print(whole)
     else:
         for table in _narrow(reports, plain=_is_plain(out)):
             console.print(table)
     for line in reasons(reports):
         console.print(line, markup=False, style=None)
-
-
-_WIDE = 104
 
 
 def _is_plain(out: TextIO) -> bool:

@@ -16,19 +16,18 @@ import pytest
 
 from mlflow_slim.errors import ConfigError, MeasurementError
 from mlflow_slim.measurement import energy
-from mlflow_slim.measurement.carbon import JOULES_PER_KWH
-from mlflow_slim.measurement.energy import (
+from mlflow_slim.measurement.carbon import (
+    JOULES_PER_KWH,
+    NO_INTENSITY,
     CarbonIntensity,
-    EnergyMeter,
-    EnergyWindow,
-    Provenance,
     carbon_intensity,
-    compare_energy,
     emissions,
     gco2e_per_1k_samples,
     joules_to_kwh,
     wh_per_1k_samples,
 )
+from mlflow_slim.measurement.energy import EnergyMeter, EnergyWindow, Provenance
+from mlflow_slim.measurement.energy_comparison import compare_energy
 
 
 @dataclass
@@ -392,7 +391,7 @@ def test_units_make_the_round_trip() -> None:
 def test_without_a_region_there_is_no_intensity_and_no_default() -> None:
     assert carbon_intensity() is None
     assert carbon_intensity(region="") is None
-    assert "no region" in energy.NO_INTENSITY
+    assert "no region" in NO_INTENSITY
 
 
 def test_a_country_gives_the_packaged_figure_with_its_source_and_year() -> None:

@@ -86,7 +86,7 @@ def quality_report(
     certifiable = smallest_margin(len(split), flips)
     part.metrics["quality/smallest_margin"] = certifiable
     part.tags["slim.quality.because"] = (
-        f"{metric} {difference.value:+.4f} [{difference.lo:+.4f}, {difference.hi:+.4f}] (one-sided 95 % bounds) against a "
-        f"margin of {margin:g}; {len(split)} rows with {flips:.1%} flips can certify {certifiable:.3f}"
+        f"{metric} {difference.value:+.4f} [{difference.lo:+.4f}, {difference.hi:+.4f}] (one-sided 95 % bounds) "
+        f"against a margin of {margin:g}; {len(split)} rows with {flips:.1%} flips can certify {certifiable:.3f}"
     )
     return part

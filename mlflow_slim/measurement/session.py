@@ -19,8 +19,9 @@ from ..artifact import ExportedModel, OptimizationCost
 from ..errors import MeasurementError
 from ..interfaces import Predictor, Task, TaskData
 from .arms import Scenario, make_scenarios
-from .carbon import CarbonIntensity, emissions, gco2e_per_1k_samples
-from .energy import EnergyComparison, EnergyMeter, compare_energy
+from .carbon import NO_INTENSITY, CarbonIntensity, emissions, gco2e_per_1k_samples
+from .energy import EnergyMeter
+from .energy_comparison import EnergyComparison, compare_energy
 from .host import Readiness, measure_slot, quiet_wait
 from .quality_report import headline, quality_report
 from .report import Report
@@ -254,9 +255,10 @@ def _energy(scenario: Scenario, points: Sequence[ExportedModel], sheets: Sequenc
             sheet.absent(key, "energy was not asked for")
         return
     logger.info("Energy: %d arms in turns", len(points))
-    budget = session.energy_s * (QUICK if session.quick else 1.0) * len(points)
+    # Five windows are the fewest that give an interval; counters need longer ones than a model does.
+    budget = max(session.energy_s * (QUICK if session.quick else 1.0), 16.0 if session.meter.has_counter else 6.0)
     try:
-        found = compare_energy(scenario.energy_arms, meter=session.meter, budget_s=max(budget, 6.0 * len(points)))
+        found = compare_energy(scenario.energy_arms, meter=session.meter, budget_s=budget * len(points))
     except MeasurementError as error:
         for sheet in sheets:
             sheet.absent(key, str(error))
@@ -276,7 +278,7 @@ def _energy(scenario: Scenario, points: Sequence[ExportedModel], sheets: Sequenc
             sheet.params["slim.carbon.source"] = session.intensity.source
             sheet.params["slim.carbon.pue"] = f"{session.pue:g}"
         else:
-            sheet.absent("emissions/gco2e_per_1k_samples", "no region or carbon_intensity was given")
+            sheet.absent("emissions/gco2e_per_1k_samples", NO_INTENSITY)
         if point is not points[0] and taken.saving is not None:
             sheet.interval("energy/saving", taken.saving)
             sheet.tags["slim.energy.verdict"] = taken.verdict
