@@ -69,13 +69,13 @@ class Measure(_Section):
     )
     batch_size: int = Field(32, ge=1, le=4096, description="Batch size of the offline scenario.")
     timing_s: float = Field(
-        40.0, gt=0, le=3600, description="Largest time for paired timing per point and scenario, seconds."
+        12.0, gt=0, le=3600, description="Largest time for paired timing per point and scenario, seconds."
     )
     energy_s: float = Field(
-        30.0, ge=0, le=3600, description="Largest time for energy windows per point, seconds; 0 = no energy."
+        10.0, ge=0, le=3600, description="Largest time for energy windows per point, seconds; 0 = no energy."
     )
     fresh_starts: int = Field(
-        5, ge=0, le=100, description="Fresh processes per point for cold start and memory; 0 = neither."
+        3, ge=0, le=100, description="Fresh processes per point for cold start and memory; 0 = neither."
     )
     wait_s: float = Field(
         60.0, ge=0, le=3600, description="Longest wait for other work on this machine to end, seconds."
@@ -194,7 +194,7 @@ class Recipe(_Section):
         content = _copy(content)
         raw_steps = content.get("steps") or []
         if isinstance(raw_steps, list):
-            content["steps"] = [dict(s) if isinstance(s, Mapping) else {"technique": s} for s in raw_steps]
+            content["steps"] = [_step_entry(step) for step in raw_steps]
         for key, value in (overrides or {}).items():
             if not (isinstance(value, str) and value == ""):
                 _override(content, key, value, faults)
@@ -216,6 +216,13 @@ class Recipe(_Section):
     def to_yaml(self) -> str:
         """`resolved` as YAML text."""
         return str(yaml.safe_dump(self.resolved(), sort_keys=False, allow_unicode=True))
+
+
+def _step_entry(step: Any) -> Any:
+    """A copy that overrides may change: a mapping, ``{"technique": name}`` for a bare name, or the object itself."""
+    if isinstance(step, Mapping):
+        return dict(step)
+    return {"technique": step} if isinstance(step, str) or step is None else step
 
 
 def _copy(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -285,7 +292,8 @@ def _override(content: dict[str, Any], key: str, value: Any, faults: list[str]) 
 def _override_step(content: dict[str, Any], key: str, rest: str, value: Any, faults: list[str]) -> None:
     steps = content.get("steps")
     steps = steps if isinstance(steps, list) else []
-    names = [find_technique(str(step.get("technique", ""))) for step in steps]
+    given = [step.get("technique", "") if isinstance(step, Mapping) else getattr(step, "name", "") for step in steps]
+    names = [find_technique(str(name)) for name in given]
     position, _, option = rest.partition(".")
     if position.isdigit():
         chosen = [int(position)] if int(position) < len(steps) else []
@@ -303,6 +311,8 @@ def _override_step(content: dict[str, Any], key: str, rest: str, value: Any, fau
     elif not chosen:
         kinds = [name.split(".")[0] for name in names] or ["(this recipe has no steps)"]
         faults.append(f"{key!r} fits no step of this recipe. {did_you_mean(position, kinds)}")
+    elif not isinstance(steps[chosen[0]], dict):
+        faults.append(f"{key!r} can't change a technique that was given as an object. Set its option there.")
     else:
         steps[chosen[0]][option] = value
 
@@ -312,8 +322,11 @@ def _read_steps(raw: Any, faults: list[str]) -> Iterator[Technique]:
         faults.append(f"steps must be a list of techniques, got {raw!r}. Write '- technique: distill.logits'.")
         return
     for index, entry in enumerate(raw):
-        if not isinstance(entry, Mapping):  # a technique object given from Python
+        if isinstance(entry, Technique):  # an object of options, given from Python
             yield entry
+            continue
+        if not isinstance(entry, Mapping):
+            faults.append(f"steps[{index}] must be a technique with its options, got {entry!r}.")
             continue
         options = dict(entry)
         name = options.pop("technique", None)

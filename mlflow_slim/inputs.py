@@ -49,16 +49,20 @@ def check_output(output: str | None) -> None:
     """
     if output is None:
         return
-    import os
+    import tempfile
 
     path = Path(output).expanduser().absolute()
     if path.exists():
         raise ConfigError(
             f"output {str(path)!r} exists already and is not overwritten. Remove it or name another folder."
         )
-    parent = next(folder for folder in path.parents if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise ConfigError(f"output {str(path)!r} can't be made: {str(parent)!r} can't be written. Name another folder.")
+    try:  # tried and not asked: permissions don't tell what a read-only or special file system allows
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError(f"output {str(path)!r} can't be made: {reason}. Name another folder.") from error
 
 
 def load_inputs(recipe: Recipe, folder: Path, download: Download, *, spec: Mapping[str, Any] | None = None) -> Inputs:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from mlflow_slim.artifact import ExportedModel, StepRecord
-from mlflow_slim.measurement.arms import make_scenarios, representative_rows
+from mlflow_slim.measurement.arms import arm_names, make_scenarios, representative_rows
 from mlflow_slim.measurement.report import Report
 
 
@@ -51,15 +51,21 @@ def test_every_arm_gets_the_same_rows_and_as_many_as_the_scenario_says() -> None
     predictors = [Recorder(), Recorder()]
     rows = ["x" * n for n in range(1, 60)]
     scenarios = make_scenarios([exported(), exported("distill.logits")], predictors, rows, batch_size=8)
-    assert [s.name for s in scenarios] == ["single", "single_with_tokenizer", "offline", "offline_with_tokenizer"]
+    assert [(s.name, s.rows) for s in scenarios] == [("single", 1), ("offline", 16)]
     assert predictors[0].encoded == predictors[1].encoded
     for scenario in scenarios:
-        for predictor, arm in zip(predictors, scenario.arms, strict=True):
-            before, encoded = predictor.forwarded, len(predictor.encoded)
-            arm.call()
-            assert predictor.forwarded - before == scenario.rows
-            assert (len(predictor.encoded) > encoded) == (not scenario.is_headline)
-    assert [s.rows for s in scenarios] == [1, 1, 16, 16]
+        for arms, from_text in ((scenario.arms, False), (scenario.text_arms, True)):
+            for predictor, arm in zip(predictors, arms, strict=True):
+                before, encoded = predictor.forwarded, len(predictor.encoded)
+                arm.call()
+                assert predictor.forwarded - before == scenario.rows
+                assert (len(predictor.encoded) > encoded) == from_text
+
+
+def test_a_model_against_itself_has_two_names() -> None:
+    assert arm_names([exported(), exported(), exported("distill.logits")]) == [
+        "baseline", "baseline (2)", "distill.logits@torch",
+    ]  # fmt: skip
 
 
 def test_pairs_are_measured_by_both_texts() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from mlflow_slim.errors import MeasurementError
 from mlflow_slim.measurement import host as host_module
-from mlflow_slim.measurement.host import Host, Load, host, load, measure_slot, quiet_wait
+from mlflow_slim.measurement.host import Host, Load, host, load, measure_slot, quiet_wait, watch
 
 A_HOST = Host("EPYC", ("avx2",), 2, 24105, (), "Linux x86_64", "6.1", "3.11.7", True, None, {"numpy": "2.0"})
 QUIET = Load(0.5, 0.01, 0.0, 0.0, 0.9, 0.3)
@@ -155,3 +155,18 @@ def test_a_lock_folder_that_others_can_write_is_refused(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "own")
     with pytest.raises(MeasurementError, match="is a link"), measure_slot(tmp_path / "link"):
         pass
+
+
+def test_a_watched_block_has_a_reading_only_once_it_has_ended() -> None:
+    with watch() as seen:
+        with pytest.raises(MeasurementError, match="not ended yet"):
+            _ = seen.load
+        sum(range(100_000))
+    assert 0 <= seen.load.foreign_share <= 1
+    assert seen.load.window_s > 0
+
+
+@pytest.mark.parametrize(("foreign", "steal", "words"), [(0.0, 0.0, ""), (0.5, 0.0, "other"), (0.0, 0.2, "hypervisor")])
+def test_a_disturbance_names_who_took_the_cpu(foreign: float, steal: float, words: str) -> None:
+    seen = Load(1.0, foreign, steal, None, None, None).disturbance()
+    assert (words in seen) if words else not seen

@@ -14,7 +14,7 @@ from ..artifact import ExportedModel
 from ..interfaces import Batch, Input, Predictor
 from .timing import Arm
 
-__all__ = ["CountedArm", "Scenario", "make_scenarios", "representative_rows"]
+__all__ = ["CountedArm", "Scenario", "arm_names", "make_scenarios", "representative_rows"]
 
 
 @dataclass(frozen=True)
@@ -28,25 +28,23 @@ class CountedArm:
 
 @dataclass(frozen=True)
 class Scenario:
-    """One way of being asked, with an arm for each point.
+    """One way of being asked, with two arms for each point: on encoded inputs, and from raw text.
 
     Attributes:
-        name: ``single``, ``offline``, and the same ``_with_tokenizer``.
-        kind: ``single`` or ``offline``.
+        name: ``single`` or ``offline``.
         title: For people.
         rows: Inputs that one call processes.
         tokens: Tokens that one call of the baseline processes, padding included.
-        arms: The baseline's first.
-        is_headline: True without tokenization.
+        arms: On encoded inputs, the baseline's first.
+        text_arms: From raw text, in the same order.
     """
 
     name: str
-    kind: str
     title: str
     rows: int
     tokens: int
     arms: tuple[Arm, ...]
-    is_headline: bool
+    text_arms: tuple[Arm, ...]
 
     @property
     def energy_arms(self) -> tuple[CountedArm, ...]:
@@ -71,7 +69,7 @@ def representative_rows(inputs: Sequence[Input], count: int) -> list[Input]:
 def make_scenarios(
     points: Sequence[ExportedModel], predictors: Sequence[Predictor], inputs: Sequence[Input], batch_size: int
 ) -> list[Scenario]:
-    """The four scenarios over all points.
+    """Both scenarios over all points.
 
     Args:
         points: The baseline first.
@@ -81,22 +79,32 @@ def make_scenarios(
     """
     rows = representative_rows(inputs, 2 * batch_size)
     median = representative_rows(inputs, 1)
+    names = arm_names(points)
     scenarios = []
-    for kind, chosen in (("single", [median]), ("offline", [rows[:batch_size], rows[batch_size:]])):
-        count = sum(len(batch) for batch in chosen)
+    for name, title, chosen in (
+        ("single", "one text at a time", [median]),
+        ("offline", f"batches of {batch_size}", [rows[:batch_size], rows[batch_size:]]),
+    ):
         encoded = [[predictor.encode(batch) for batch in chosen] for predictor in predictors]
-        tokens = sum(_tokens(batch) for batch in encoded[0])
-        title = "one text at a time" if kind == "single" else f"batches of {batch_size}"
         ready = [_forward(predictor, batches) for predictor, batches in zip(predictors, encoded, strict=True)]
         raw = [_from_text(predictor, chosen) for predictor in predictors]
-        for calls, with_tokenizer in ((ready, False), (raw, True)):
-            arms = tuple(
-                Arm(f"{i}:{point.variant}", call) for i, (point, call) in enumerate(zip(points, calls, strict=True))
+        scenarios.append(
+            Scenario(
+                name=name,
+                title=title,
+                rows=sum(len(batch) for batch in chosen),
+                tokens=sum(_tokens(batch) for batch in encoded[0]),
+                arms=tuple(Arm(arm, call) for arm, call in zip(names, ready, strict=True)),
+                text_arms=tuple(Arm(f"{arm} from text", call) for arm, call in zip(names, raw, strict=True)),
             )
-            name = f"{kind}_with_tokenizer" if with_tokenizer else kind
-            said = f"{title}, from text" if with_tokenizer else title
-            scenarios.append(Scenario(name, kind, said, count, tokens, arms, not with_tokenizer))
+        )
     return scenarios
+
+
+def arm_names(points: Sequence[ExportedModel]) -> list[str]:
+    """The points' variants, numbered where two are the same (a model measured against itself)."""
+    variants = [point.variant for point in points]
+    return [v if variants.index(v) == i else f"{v} ({i + 1})" for i, v in enumerate(variants)]
 
 
 def _tokens(batch: Batch) -> int:

@@ -29,7 +29,7 @@ from typing import Any
 
 from ..errors import MeasurementError
 
-__all__ = ["Host", "Load", "Readiness", "host", "load", "measure_slot", "quiet_wait"]
+__all__ = ["Host", "Load", "Readiness", "host", "load", "measure_slot", "quiet_wait", "watch"]
 
 _PACKAGES = ("mlflow", "torch", "transformers", "onnxruntime", "tokenizers", "codecarbon", "numpy")
 # What decides which kernels run: vector width, int8 and bf16 dot products. The rest of the list is noise.
@@ -227,6 +227,34 @@ class Load:
     pressure_avg10: float | None
     load_average: float | None
 
+    def disturbance(self, *, max_foreign: float = 0.10, max_steal: float = 0.05) -> str:
+        """Who took more of the CPU than is allowed, for people; empty when nobody did."""
+        shares = (("other processes", self.foreign_share, max_foreign), ("the hypervisor", self.steal_share, max_steal))
+        return ", ".join(f"{who} {share:.0%} (limit {limit:.0%})" for who, share, limit in shares if share > limit)
+
+
+@dataclass
+class Watch:
+    """What `watch` is filling in; ``load`` is there once the block has ended."""
+
+    _load: Load | None = None
+
+    @property
+    def load(self) -> Load:
+        """How busy others kept the machine during the block."""
+        if self._load is None:
+            raise MeasurementError("The watched block has not ended yet. Ask after it.")
+        return self._load
+
+
+@contextlib.contextmanager
+def watch() -> Iterator[Watch]:
+    """Watches how busy others keep the machine while its block runs; costs two readings."""
+    seen = Watch()
+    before = _counters()
+    yield seen
+    seen._load = _difference(before, _counters())
+
 
 @dataclass(frozen=True)
 class _Counters:
@@ -286,7 +314,10 @@ def load(
     """
     before = counters()
     sleep(window_s)
-    after = counters()
+    return _difference(before, counters())
+
+
+def _difference(before: _Counters, after: _Counters) -> Load:
     elapsed = max(after.at_s - before.at_s, 1e-9)
     capacity = max(after.total_s - before.total_s, 1e-9)
     foreign = (after.busy_s - before.busy_s) - max(0.0, after.own_s - before.own_s)

@@ -22,7 +22,7 @@ from .arms import Scenario, make_scenarios
 from .carbon import NO_INTENSITY, CarbonIntensity, emissions, gco2e_per_1k_samples
 from .energy import EnergyMeter
 from .energy_comparison import EnergyComparison, compare_energy
-from .host import Readiness, measure_slot, quiet_wait
+from .host import Readiness, measure_slot, quiet_wait, watch
 from .quality_report import headline, quality_report
 from .report import Report
 from .stats import Interval
@@ -71,8 +71,8 @@ class Session:
     metric: str | None = None
     quality_margin: float = 0.01
     batch_size: int = 32
-    timing_s: float = 40.0
-    energy_s: float = 30.0
+    timing_s: float = 12.0
+    energy_s: float = 10.0
     fresh_starts: int = 3
     wait_s: float = 60.0
     pue: float = 1.0
@@ -96,6 +96,11 @@ class _Sheet:
         for end, number in (("lo", value.lo), ("hi", value.hi)):
             if math.isfinite(number):
                 self.metrics[f"{key}_{end}"] = number
+
+    def contended(self, because: str) -> None:
+        """Flags the figures as disturbed by other work; the first reason is kept."""
+        self.tags["slim.measure.contended"] = "true"
+        self.tags.setdefault("slim.measure.contended_because", because)
 
     def absent(self, key: str, reason: str) -> None:
         self.tags[f"slim.absent.{key}"] = reason
@@ -164,62 +169,70 @@ def _conditions(sheets: Sequence[_Sheet], session: Session, ready: Readiness, wa
                 "slim.measure.foreign_cpu_share": f"{ready.load.foreign_share:.3f}",
             }
         )
-        sheet.tags["slim.measure.contended"] = str(not ready.quiet).lower()
+        sheet.tags["slim.measure.contended"] = "false"
         if not ready.quiet:
-            sheet.tags["slim.measure.contended_because"] = ready.reason
+            sheet.contended(f"before timing: {ready.reason}")
         if session.quick:
             sheet.tags["slim.measure.quick"] = "true"
 
 
 def _timing(scenario: Scenario, points: Sequence[ExportedModel], sheets: Sequence[_Sheet], session: Session) -> None:
-    logger.info("Timing %s: %d arms in turns", scenario.title, len(points))
+    logger.info("Timing %s: %d points in turns", scenario.title, len(points))
     share = QUICK if session.quick else 1.0
-    suffix = "" if scenario.is_headline else "_with_tokenizer"
-    prefix = "" if scenario.is_headline else "with_tokenizer_"
+    kinds = (("", "", scenario.arms), ("with_tokenizer_", "_with_tokenizer", scenario.text_arms))
     try:
-        timings = interleave(
-            scenario.arms,
-            budget_s=session.timing_s * share * len(points),
-            min_rounds=10 if session.quick else 40,
-            threads=session.threads,
-            seed=session.seed,
-            control=len(points) > 1 and scenario.is_headline,
-        )
+        with watch() as others:
+            timings = interleave(
+                [*scenario.arms, *scenario.text_arms],
+                budget_s=2 * session.timing_s * share * len(points),
+                min_rounds=10 if session.quick else 40,
+                threads=session.threads,
+                seed=session.seed,
+                control=len(points) > 1,
+            )
     except MeasurementError as error:
         logger.warning("%s was not timed: %s", scenario.title, error)
-        figure = f"latency/{prefix}p50_ms" if scenario.rows == 1 else f"throughput/{prefix}samples_per_s"
-        for point, sheet in zip(points, sheets, strict=True):
-            sheet.absent(figure, str(error))
-            if point is not points[0]:
-                sheet.absent(f"speedup/{scenario.kind}{suffix}", str(error))
+        for prefix, suffix, _ in kinds:
+            figure = f"latency/{prefix}p50_ms" if scenario.rows == 1 else f"throughput/{prefix}samples_per_s"
+            for point, sheet in zip(points, sheets, strict=True):
+                sheet.absent(figure, str(error))
+                if point is not points[0]:
+                    sheet.absent(f"speedup/{scenario.name}{suffix}", str(error))
         return
-    for point, sheet, arm in zip(points, sheets, scenario.arms, strict=True):
-        if scenario.rows == 1:
-            for name, value in latency(timings, arm.name).items():
-                sheet.interval(f"latency/{prefix}{name}_ms", value)
-            if scenario.is_headline and "latency/p99_ms" not in sheet.metrics:
-                sheet.absent("latency/p99_ms", "fewer than 1,000 calls were timed")
-        else:
-            per_call = latency(timings, arm.name)["p50"]
-            rate = Interval(
-                scenario.rows * 1e3 / per_call.value,
-                scenario.rows * 1e3 / per_call.hi,
-                scenario.rows * 1e3 / per_call.lo,
-                per_call.n,
-                per_call.confidence,
-            )
-            sheet.interval(f"throughput/{prefix}samples_per_s", rate)
-        _raw_samples(scenario, timings, arm.name, sheet)
+    busy = others.load.disturbance()
+    for prefix, suffix, arms in kinds:
+        for point, sheet, arm in zip(points, sheets, arms, strict=True):
+            _rate(scenario, timings, arm.name, sheet, prefix)
+            sheet.samples[f"{scenario.name}{suffix}/wall_s"] = timings.wall_s[arm.name].tolist()
+            sheet.samples[f"{scenario.name}{suffix}/cpu_s"] = timings.cpu_s[arm.name].tolist()
+            if point is not points[0]:
+                _speedup(scenario, timings.against(arms[0].name), arm.name, sheet, suffix)
+    for sheet in sheets:
         sheet.params[f"slim.measure.{scenario.name}.rounds"] = str(timings.rounds)
         sheet.params[f"slim.measure.{scenario.name}.rows_per_call"] = str(scenario.rows)
         sheet.params[f"slim.measure.{scenario.name}.tokens_per_call"] = str(scenario.tokens)
-        if point is not points[0]:
-            _speedup(scenario, timings, arm.name, sheet, suffix)
+        sheet.params[f"slim.measure.{scenario.name}.foreign_cpu_share"] = f"{others.load.foreign_share:.3f}"
+        if busy:
+            sheet.contended(f"while timing {scenario.title}: {busy}")
+
+
+def _rate(scenario: Scenario, timings: Timings, arm: str, sheet: _Sheet, prefix: str) -> None:
+    """Latency of one text, or texts a second of batches."""
+    found = latency(timings, arm)
+    if scenario.rows == 1:
+        for name, value in found.items():
+            sheet.interval(f"latency/{prefix}{name}_ms", value)
+        if not prefix and "p99" not in found:
+            sheet.absent("latency/p99_ms", "fewer than 1,000 calls were timed")
+        return
+    per_call, each = found["p50"], scenario.rows * 1e3
+    rate = Interval(each / per_call.value, each / per_call.hi, each / per_call.lo, per_call.n, per_call.confidence)
+    sheet.interval(f"throughput/{prefix}samples_per_s", rate)
 
 
 def _speedup(scenario: Scenario, timings: Timings, arm: str, sheet: _Sheet, suffix: str) -> None:
-    key = f"speedup/{scenario.kind}{suffix}"
-    tag = "slim.speed" if scenario.name == "single" else f"slim.speed.{scenario.name}"
+    key = f"speedup/{scenario.name}{suffix}"
+    tag = "slim.speed" if scenario.name == "single" and not suffix else f"slim.speed.{scenario.name}{suffix}"
     try:
         speed = compare(timings, arm)
     except MeasurementError as error:
@@ -237,15 +250,7 @@ def _speedup(scenario: Scenario, timings: Timings, arm: str, sheet: _Sheet, suff
     sheet.tags[f"{tag}.verdict"] = speed.verdict
     sheet.tags[f"{tag}.because"] = speed.reason
     if speed.contended:
-        sheet.tags["slim.measure.contended"] = "true"
-        sheet.tags.setdefault(
-            "slim.measure.contended_because", f"while timing {scenario.title}: the arms did not get the CPU"
-        )
-
-
-def _raw_samples(scenario: Scenario, timings: Timings, arm: str, sheet: _Sheet) -> None:
-    sheet.samples[f"{scenario.name}/wall_s"] = timings.wall_s[arm].tolist()
-    sheet.samples[f"{scenario.name}/cpu_s"] = timings.cpu_s[arm].tolist()
+        sheet.contended(f"while timing {scenario.title}: the arms did not get the CPU")
 
 
 def _energy(scenario: Scenario, points: Sequence[ExportedModel], sheets: Sequence[_Sheet], session: Session) -> None:
