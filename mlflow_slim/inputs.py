@@ -137,4 +137,4 @@ def _describe(tables: Tables) -> list[str]:
         lines.append(f"{count} rows were taken out of {name}, because the same text is also in a later split.")
     if report["inputs_with_contradictory_labels"]:
         lines.append(f"{report['inputs_with_contradictory_labels']} texts occur with different labels.")
-    return lines
+    return [*lines, *(f"Data {tables.name}: {note}." for note in report["notes"])]

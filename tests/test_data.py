@@ -387,3 +387,11 @@ def test_a_hub_data_set_is_not_asked_for_when_offline(tmp_path, monkeypatch):
     with pytest.raises(InputNotFound, match=r"'owner/reviews' \(revision v1\): HF_HUB_OFFLINE is set") as caught:
         read_tables("owner/reviews@v1")
     assert str(tmp_path / "owner") in str(caught.value)
+
+
+def test_what_the_reading_noticed_is_told_to_people(tmp_path):
+    from mlflow_slim.inputs import _describe
+
+    path = tmp_path / "reviews.csv"
+    path.write_text("text;label\n" + "".join(f"review {i};{'ab'[i % 2]}\n" for i in range(40)))
+    assert any("separator: semicolon" in line for line in _describe(read_tables(str(path))))
