@@ -35,8 +35,10 @@ def match_layers(student_layers: int, teacher_layers: int) -> list[int]:
     [1, 3, 5]
     >>> match_layers(2, 3)
     [0, 2]
+    >>> match_layers(4, 2)
+    [0, 0, 0, 1]
     """
-    return [(i + 1) * teacher_layers // student_layers - 1 for i in range(student_layers)]
+    return [max(0, (i + 1) * teacher_layers // student_layers - 1) for i in range(student_layers)]
 
 
 class DistillHidden(BaseModel):
@@ -86,7 +88,9 @@ class DistillHidden(BaseModel):
         matched = match_layers(*layers)
         width_in, width_out = model.config.hidden_size, teacher.config.hidden_size
         if width_in != width_out:  # trained with the student, thrown away afterwards (TinyBERT's W_h)
-            model.slim_projection = torch.nn.Linear(width_in, width_out, bias=False)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(context.seed)
+                model.slim_projection = torch.nn.Linear(width_in, width_out, bias=False)
         teacher.to(context.device).eval()
         multi_label = bool(source.spec.get("multi_label"))
 
