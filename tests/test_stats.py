@@ -277,3 +277,11 @@ def test_the_bootstrap_of_the_demo_size_costs_seconds_of_cpu_at_most():
     start = time.process_time()
     stats.paired_bootstrap(stats.F1_MACRO, a, b, r, seed=0)
     assert time.process_time() - start < 10  # CPU, not wall; 0.1 s when written
+
+
+def test_the_certifiable_loss_of_an_accuracy_is_that_of_its_flips():
+    rng = np.random.default_rng(5)
+    before, after = answers(rng, 1600, 0.025, 0.025)
+    flips = float((before != after).mean())
+    loss = stats.certifiable_loss(stats.paired_difference(before, after, confidence=0.90))
+    assert loss == pytest.approx(stats.smallest_margin(1600, flips), rel=0.01)

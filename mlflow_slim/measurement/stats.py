@@ -32,6 +32,7 @@ __all__ = [
     "MCC",
     "Interval",
     "RowMetric",
+    "certifiable_loss",
     "holm",
     "mcnemar_exact",
     "non_inferiority",
@@ -257,6 +258,18 @@ def smallest_margin(n: int, discordance: float, *, power: float = 0.8, alpha: fl
         raise ValueError(f"n must be >= 1 and discordance in [0, 1], got {n} and {discordance}.")
     z = float(special.ndtri(1 - alpha) + special.ndtri(power))
     return min(1.0, z * math.sqrt((discordance * n + 2) / (n + 2) / (n + 2)))
+
+
+def certifiable_loss(difference: Interval, *, power: float = 0.8) -> float:
+    """The smallest loss that an interval as wide as this one rules out with chance ``power`` when nothing is lost.
+
+    In units of the metric, whichever it is; `smallest_margin` knows about accuracy alone.
+
+    >>> round(certifiable_loss(Interval(0.0, -0.0066, 0.0066, 3090, 0.90)), 3)
+    0.01
+    """
+    z = float(special.ndtri(0.5 + difference.confidence / 2))
+    return (difference.hi - difference.lo) / 2 * (1 + float(special.ndtri(power)) / z)
 
 
 def non_inferiority(difference: Interval, margin: float) -> QualityVerdict:
