@@ -139,3 +139,19 @@ def test_the_difference_of_a_worse_model_is_negative_with_its_interval_around_it
     difference = TASK.difference(metric, right, worse, data.test.references, data.spec, seed=0)
     assert difference.lo < difference.value < 0
     assert difference.value == pytest.approx({"accuracy": -0.2, "f1_macro": -0.2, "mcc": -0.4}[metric], abs=1e-6)
+
+
+def test_a_fresh_head_depends_on_the_seed_and_leaves_torchs_randomness_alone(
+    make_tiny_classifier: Callable[..., Path],
+) -> None:
+    import torch
+
+    directory = make_tiny_classifier(labels=("x", "y", "z"))
+    data = TASK.make_data(tables(["a", "b", "a", "b"]))
+    before = torch.get_rng_state()
+    heads = [
+        TASK.load_model(directory, data, max_length=None, seed=seed).model.classifier.weight.detach().clone()
+        for seed in (1, 1, 2)
+    ]
+    assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
+    assert torch.equal(torch.get_rng_state(), before)

@@ -106,9 +106,9 @@ class TextClassification:
 
         names = list(data.spec["labels"])
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-        torch.manual_seed(seed)
         try:
-            with quiet_transformers():
+            with quiet_transformers(), torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
                 tokenizer = AutoTokenizer.from_pretrained(
                     str(directory), local_files_only=True, trust_remote_code=False, use_fast=True
                 )
