@@ -12,10 +12,9 @@ from typing import Any, Literal
 
 from .errors import ModelError
 
-__all__ = ["LAYER_MAPS", "LayerMap", "choose_layers", "find_layers", "keep_layers"]
+__all__ = ["LayerMap", "choose_layers", "find_layers", "keep_layers"]
 
 LayerMap = Literal["spread", "alternate", "first", "last"]
-LAYER_MAPS: tuple[str, ...] = ("spread", "alternate", "first", "last")
 
 
 def choose_layers(total: int, kept: int, layer_map: LayerMap = "spread") -> list[int]:
