@@ -69,7 +69,10 @@ class Measure(_Section):
     )
     batch_size: int = Field(32, ge=1, le=4096, description="Batch size of the offline scenario.")
     timing_s: float = Field(
-        12.0, gt=0, le=3600, description="Largest time for paired timing per point and scenario, seconds."
+        12.0,
+        gt=0,
+        le=3600,
+        description="Largest time for paired timing per point and scenario, encoded and from raw text each, seconds.",
     )
     energy_s: float = Field(
         10.0, ge=0, le=3600, description="Largest time for energy windows per point, seconds; 0 = no energy."

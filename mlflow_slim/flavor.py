@@ -177,7 +177,6 @@ def save_model(
     input_example: Any = None,
     pip_requirements: Sequence[str] | str | None = None,
     metadata: Mapping[str, Any] | None = None,
-    **_: Any,
 ) -> None:
     """Saves an exported model as an MLflow model.
 

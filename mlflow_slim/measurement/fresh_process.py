@@ -209,6 +209,7 @@ def _in_child(
             done = subprocess.run(
                 [sys.executable, "-m", __name__, str(path)],
                 env=_environment(served.threads),
+                cwd=folder,  # -m puts the working folder first, and Python 3.10 doesn't know PYTHONSAFEPATH
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
@@ -243,7 +244,7 @@ def _in_child(
 def _environment(threads: int) -> dict[str, str]:
     """Ours, without a network, with explicit threads, and with the package that is running here importable."""
     root = Path(__file__).resolve().parents[2]
-    paths = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
+    paths = [str(Path(p).absolute()) for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
     if root.name not in (
         "site-packages",
         "dist-packages",
