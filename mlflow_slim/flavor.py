@@ -177,6 +177,7 @@ def save_model(
     input_example: Any = None,
     pip_requirements: Sequence[str] | str | None = None,
     metadata: Mapping[str, Any] | None = None,
+    validate_serving_input: bool = False,  # noqa: ARG001 - MLflow acts on it after saving, and hands it on to here
 ) -> None:
     """Saves an exported model as an MLflow model.
 
@@ -188,6 +189,7 @@ def save_model(
         input_example: Default: one made-up row.
         pip_requirements: Default: what the backend needs to serve, pinned; nothing is inferred.
         metadata: Kept in MLmodel.
+        validate_serving_input: For MLflow's own ``Model.log``.
 
     Raises:
         IntegrityError: ``exported`` is not what its manifest says.
