@@ -152,6 +152,11 @@ def test_scores_are_a_softmax_and_the_best_label_comes_first():
     assert table["score"] == pytest.approx([0.75, 0.5])
 
 
+def test_scores_of_extreme_logits_are_finite_and_warn_of_nothing():
+    table = answers(np.array([[-200.0, 200.0]], dtype=np.float32), {**SINGLE, "multi_label": True}, {"top_k": 2})
+    assert [table[rank][0]["score"] for rank in (0, 1)] == [1.0, pytest.approx(0.0)]
+
+
 def test_multi_label_scores_are_sigmoids():
     table = answers(np.array([[0.0, np.log(3.0)]], dtype=np.float32), {**SINGLE, "multi_label": True}, {"top_k": 5})
     assert [table[0][0]["score"], table[1][0]["score"]] == pytest.approx([0.75, 0.5])

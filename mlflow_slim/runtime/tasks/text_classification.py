@@ -59,7 +59,8 @@ def check_rows(rows: Sequence[Any], spec: Mapping[str, Any]) -> list[Any]:
 
 def _scores(outputs: np.ndarray, *, multi_label: bool) -> np.ndarray:
     if multi_label or outputs.shape[1] == 1:
-        return np.asarray(1.0 / (1.0 + np.exp(-outputs)), dtype=np.float32)
+        small = np.exp(-np.abs(outputs))  # never overflows, as exp(-outputs) does below -88
+        return np.asarray(np.where(outputs >= 0, 1.0, small) / (1.0 + small), dtype=np.float32)
     exponents = np.exp(outputs - outputs.max(axis=1, keepdims=True))
     return np.asarray(exponents / exponents.sum(axis=1, keepdims=True))
 
