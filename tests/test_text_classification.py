@@ -100,6 +100,29 @@ def test_a_matching_head_is_trained_and_another_is_fresh(make_tiny_classifier: C
     assert other.model.config.id2label == {0: "x", 1: "y"}
 
 
+@pytest.mark.parametrize(("key", "value", "how"), [("intermediate_size", 48, "is"), ("num_hidden_layers", 3, "miss")])
+def test_an_encoder_that_does_not_fit_its_config_is_refused(
+    make_tiny_classifier: Callable[..., Path], key: str, value: int, how: str
+) -> None:
+    folder = make_tiny_classifier(labels=("a", "b"))
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, key: value}))
+    with pytest.raises(
+        ModelError, match=rf"weights of the encoder in .* don't fit its config.json: bert\.encoder.*{how}"
+    ):
+        TASK.load_model(folder, TASK.make_data(tables(["a", "b"])), max_length=None, seed=0)
+
+
+def test_a_missing_pooler_is_made_fresh(make_tiny_classifier: Callable[..., Path]) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = make_tiny_classifier(labels=("a", "b"))
+    weights = load_file(folder / "model.safetensors")
+    kept = {key: value for key, value in weights.items() if "pooler" not in key and "classifier" not in key}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    assert not TASK.load_model(folder, TASK.make_data(tables(["a", "b"])), max_length=None, seed=0).trained
+
+
 def test_a_fresh_head_comes_from_the_seed(make_tiny_classifier: Callable[..., Path]) -> None:
     folder = make_tiny_classifier(labels=("a", "b"))
     data = TASK.make_data(tables(["x", "y", "z"]))

@@ -97,7 +97,8 @@ class TextClassification:
             seed: Seed of a fresh head.
 
         Raises:
-            ModelError: transformers can't load it, or ``max_length`` is more than it can take.
+            ModelError: transformers can't load it, its encoder isn't all there, or ``max_length`` is more than it
+                can take.
         """
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -133,6 +134,7 @@ class TextClassification:
                 f"transformers can't load {str(directory)!r} for {self.name}: {first} "
                 "Give a folder or hub id of a text encoder saved by transformers."
             ) from error
+        _check_encoder(model, info, directory)
         limit = _length_limit(model, tokenizer)
         if max_length is not None and limit is not None and max_length > limit:
             raise ModelError(
@@ -290,6 +292,28 @@ def _split(name: str, frame: pd.DataFrame, ids: Mapping[Any, int], classes: int,
     texts = frame["text"].tolist()
     inputs = list(zip(texts, frame["text_pair"].tolist(), strict=True)) if "text_pair" in frame else texts
     return Split(name, inputs, references, frame, digest_rows(frame))
+
+
+def _check_encoder(model: Any, info: Mapping[str, Any], directory: Path) -> None:
+    """Refuses a model whose encoder would be partly random, which transformers fills in without an error.
+
+    Only the head, and the pooler that masked language models come without, may be fresh.
+
+    Raises:
+        ModelError: Weights of the encoder are missing, or have other shapes than ``config.json`` says.
+    """
+    prefix = f"{model.base_model_prefix}."
+    missing = {str(key): "is missing" for key in info["missing_keys"] if ".pooler." not in str(key)}
+    mismatched = {
+        str(key): f"is {tuple(found)} and not {tuple(wanted)}" for key, found, wanted in info.get("mismatched_keys", ())
+    }
+    faults = {key: how for key, how in sorted({**missing, **mismatched}.items()) if key.startswith(prefix)}
+    if faults:
+        key, how = next(iter(faults.items()))
+        raise ModelError(
+            f"{len(faults)} weights of the encoder in {str(directory)!r} don't fit its config.json: {key} {how}. "
+            "They would be random. Copy or download the model again, weights and config together."
+        )
 
 
 def _length_limit(model: Any, tokenizer: Any) -> int | None:
