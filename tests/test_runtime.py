@@ -231,6 +231,10 @@ def test_pairs_come_as_tuples_lists_or_dicts():
         (pd.DataFrame({"review": ["a"]}), ["a"]),
         (pd.DataFrame({"id": [1], "text": ["a"]}), [{"text": "a"}]),
         (pd.DataFrame({"text_pair": ["b"], "text": ["a"]}), [{"text": "a", "text_pair": "b"}]),
+        (
+            pd.DataFrame({"text": [["a", "c"]], "text_pair": [["b", "d"]]}),
+            [{"text": "a", "text_pair": "b"}, {"text": "c", "text_pair": "d"}],
+        ),
         ({"text": "a"}, [{"text": "a"}]),
         ([("a", "b")], [("a", "b")]),
     ],

@@ -70,6 +70,9 @@ def rows_of(data: Any) -> list[Any]:
     if isinstance(data, pd.DataFrame):
         if "text" in data.columns:
             columns = ["text", "text_pair"] if "text_pair" in data.columns else ["text"]
+            if len(data) == 1 and all(isinstance(cell, (list, tuple, np.ndarray)) for cell in data[columns].iloc[0]):
+                # mlflow's pyfunc makes one row of lists from {"text": [...], "text_pair": [...]}, its server does not
+                data = pd.DataFrame({name: list(data[name].iloc[0]) for name in columns})
             return [dict(zip(columns, row, strict=True)) for row in data[columns].itertuples(index=False, name=None)]
         if data.shape[1] != 1:
             names = ", ".join(map(str, data.columns))
