@@ -53,6 +53,7 @@ def parse_overrides(words: Sequence[str]) -> dict[str, str]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mlflow-slim",
+        allow_abbrev=False,  # else --ver=1 of a recipe's options would be taken for --version
         description="Smaller models as MLflow runs, measured honestly against the original.",
         epilog="Example: mlflow-slim run distill --model=./my-model --data=reviews.csv --text=review --label=stars",
     )

@@ -23,7 +23,7 @@ __all__ = ["Baseline", "Export", "Measure", "Recipe", "Track", "describe_faults"
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 class Baseline(_Section):

@@ -132,6 +132,20 @@ def test_a_wrong_recipe_exits_with_2_and_says_why(capsys: pytest.CaptureFixture[
     assert "Did you mean 'seed'?" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("word", ["--ver=1", "--he=1", "--=1"])
+def test_options_of_a_recipe_are_never_taken_for_the_commands_own(
+    word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", "distill", word]) == 2
+    assert "Unknown option" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["price_per_hour", "measure.requests_per_day", "measure.cpu_power_w"])
+@pytest.mark.parametrize("value", ["inf", "nan", "1e400"])
+def test_numbers_of_a_recipe_are_finite(key: str, value: str) -> None:
+    assert f"{key} must be a finite number, got '{value}'." in faults(DISTILL, {key: value})
+
+
 @pytest.mark.parametrize("command", [["list"], ["show", "distill.hidden"], ["show", "recipe"], ["show", "distill"]])
 def test_list_and_show_say_something(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command) == 0
