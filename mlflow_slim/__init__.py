@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from .config import Recipe
     from .errors import SlimError
     from .flavor import load_model, log_model, save_model
-    from .pipeline import measure, run
+    from .measure_models import measure
+    from .pipeline import run
 
 __version__ = "0.1.0"
 __all__ = ["Recipe", "SlimError", "__version__", "load_model", "log_model", "measure", "run", "save_model"]
@@ -23,7 +24,7 @@ _HOMES = {
     "SlimError": "errors",
     "load_model": "flavor",
     "log_model": "flavor",
-    "measure": "pipeline",
+    "measure": "measure_models",
     "run": "pipeline",
     "save_model": "flavor",
 }

@@ -225,6 +225,11 @@ def compare(
     worst = 0.0
     for batch in batches:
         wanted, got = expected(batch), found(batch)
+        if not np.isfinite(wanted).all():
+            raise ModelError(
+                "The model itself answers with values that are no numbers. Its weights are damaged, or training went wrong: "
+                "look for NaN in them."
+            )
         if wanted.shape != got.shape or not np.isfinite(got).all():
             raise ExportError(
                 f"{what} gives outputs of shape {got.shape} (finite: {bool(np.isfinite(got).all())}), "

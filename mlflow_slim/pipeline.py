@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,20 +22,21 @@ from . import __version__, bundle, tracking
 from .artifact import ExportedModel, OptimizationCost, OptimizedModel, StepRecord
 from .catalog import load_backend, load_technique
 from .config import Recipe
-from .errors import ConfigError, InputNotFound, MeasurementError, ModelError
+from .errors import ConfigError, IntegrityError, MeasurementError
 from .inputs import Inputs, check_output, load_inputs, load_model
 from .interfaces import Context, Technique
+from .measure_models import energy_meter, make_session, torch_threads
 from .measurement.carbon import carbon_intensity
 from .measurement.energy import EnergyMeter
 from .measurement.host import host
 from .measurement.quality_report import headline
 from .measurement.report import Report
-from .measurement.session import Session, measure_points
+from .measurement.session import measure_points
 
 if TYPE_CHECKING:
     from .tracking import PointRun, RecipeRun
 
-__all__ = ["Outcome", "Point", "measure", "run"]
+__all__ = ["Outcome", "Point", "run"]
 
 logger = logging.getLogger(__name__)
 SAMPLE_ROWS = 32
@@ -110,9 +112,8 @@ def run(recipe: Recipe | str | Path | Mapping[str, Any], **overrides: Any) -> Ou
         recipe = Recipe.load(recipe, overrides)
     elif overrides:
         recipe = Recipe.load(recipe.resolved(), overrides)
-    carbon_intensity(recipe.region, recipe.carbon_intensity)
     check_output(recipe.output)
-    _check_backends(recipe)
+    _check_machine(recipe)
     machine = host()
     threads = recipe.threads or machine.cores
     conditions = {"threads": threads, "mlflow_slim_version": __version__, "host": machine.to_dict()}
@@ -126,8 +127,8 @@ def run(recipe: Recipe | str | Path | Mapping[str, Any], **overrides: Any) -> Ou
             conditions=conditions,
             tags={"slim.quick": str(recipe.quick).lower()},
         ) as recipe_run,
-        tempfile.TemporaryDirectory(prefix="mlflow_slim-") as folder,
-        _torch_threads(threads),
+        tempfile.TemporaryDirectory(prefix="mlflow_slim-", ignore_cleanup_errors=True) as folder,
+        torch_threads(threads),
     ):
         flow = _Flow(recipe, recipe_run, Path(folder), threads, stages)
         return flow.run()
@@ -141,19 +142,25 @@ class _Flow:
         self.threads, self.stages = threads, stages
         self.notes: list[str] = []
         self.points: list[tuple[Point, PointRun]] = []
-        self.meter = EnergyMeter(cpu_power_w=recipe.measure.cpu_power_w, ram_power_w=recipe.measure.ram_power_w)
+        self.meter: EnergyMeter | None = None
+        self.meter_reason = ""
+        self.prepared: StepRecord | None = None
 
     def run(self) -> Outcome:
         with self.stages.time("load"):
-            inputs = load_inputs(self.recipe, self.folder, tracking.download_artifacts)
+            inputs = load_inputs(self.recipe, self.folder, self.download)
             headline(inputs.task, inputs.data.test, inputs.data.spec, self.recipe.measure.metric)
             self.recipe_run.log_data(inputs.data)
         for line in inputs.notes:
             self.say(line)
-        with self.meter:
+        with energy_meter(self.recipe) as (self.meter, self.meter_reason):
             self.optimize(inputs)
             reports = self.measure(inputs)
         return self.report(reports)
+
+    def download(self, uri: str) -> Path:
+        """An MLflow artifact in a folder that goes with the recipe's others."""
+        return tracking.download_artifacts(uri, into=Path(tempfile.mkdtemp(prefix="download-", dir=self.folder)))
 
     def say(self, line: str) -> None:
         logger.info("%s", line)
@@ -193,11 +200,13 @@ class _Flow:
             f"so it is fine-tuned first ({first.name}); the fine-tuned model is the baseline."
         )
         tuned = self.apply(first, source, inputs)
+        self.prepared = tuned.lineage[-1]
         return replace(tuned, lineage=()), steps
 
     def apply(self, step: Technique, source: OptimizedModel, inputs: Inputs) -> OptimizedModel:
         """One step, with what it cost in its record."""
         workdir = Path(tempfile.mkdtemp(prefix="step-", dir=self.folder))
+        figures: list[tuple[str, float, int]] = []  # sent after the step: its energy is being measured
         context = Context(
             task=inputs.task,
             data=inputs.data,
@@ -205,22 +214,33 @@ class _Flow:
             threads=self.threads,
             device=self.recipe.device,
             workdir=workdir,
-            load_model=lambda name: load_model(name, self.recipe, inputs, self.folder, tracking.download_artifacts),
-            report=self.recipe_run.log_progress,
+            load_model=lambda name: load_model(name, self.recipe, inputs, self.folder, self.download),
+            report=lambda *figure: figures.append(figure),
             show_progress=sys.stderr.isatty(),
         )
-        start = time.perf_counter()
-        with self.stages.time("train"), self.meter.long_window(step.name) as window:
-            outcome = step.apply(source, context)
+        with self.stages.time("train"):
+            outcome, cost = self.metered(step.name, lambda: step.apply(source, context))
         shutil.rmtree(workdir, ignore_errors=True)
-        try:
-            spent = window.result
-            cost = OptimizationCost(spent.duration_s, spent.energy_kwh, self.meter.provenance.grade([spent]))
-        except MeasurementError as error:  # the work is done and worth keeping; its cost is then partly unknown
-            logger.warning("The energy of %s was not measured: %s", step.name, error)
-            cost = OptimizationCost(time.perf_counter() - start)
+        for name, value, at in figures:
+            self.recipe_run.log_progress(name, value, at)
         record: StepRecord = replace(outcome.lineage[-1], cost=cost)
         return replace(outcome, lineage=(*outcome.lineage[:-1], record))
+
+    def metered(self, name: str, work: Callable[[], OptimizedModel]) -> tuple[OptimizedModel, OptimizationCost]:
+        """What ``work`` made and what that cost; the energy is left out when it can't be measured."""
+        start = time.perf_counter()
+        if self.meter is None:
+            outcome = work()
+            return outcome, OptimizationCost(time.perf_counter() - start)
+        with self.meter.long_window(name) as window:
+            outcome = work()
+        try:
+            spent = window.result
+        except MeasurementError as error:  # the work is done and worth keeping
+            logger.warning("The energy of %s was not measured: %s", name, error)
+            return outcome, OptimizationCost(time.perf_counter() - start)
+        grade = self.meter.provenance.grade([spent])
+        return outcome, OptimizationCost(spent.duration_s, spent.energy_kwh, grade)
 
     def add(self, model: OptimizedModel, backend_name: str, inputs: Inputs) -> None:
         """Exports a model, logs it under a run of its own, and checks what was logged in a fresh process."""
@@ -236,7 +256,9 @@ class _Flow:
             point_run = self.recipe_run.open_point(
                 exported.variant, step=len(model.lineage), baseline_run_id=baseline_run, data=inputs.data
             )
-            info = point_run.log_model(flavor.log_model, exported, params={**inputs.facts, **_point_params(exported)})
+            info = point_run.log_model(
+                flavor.log_model, exported, params={**inputs.facts, **_point_params(exported, self.prepared)}
+            )
             self.points.append((Point(exported, point_run.run_id, info.model_uri), point_run))
         with self.stages.time("check"):
             point_run.set_tags(self.check(exported, info.model_uri, sample))
@@ -248,25 +270,24 @@ class _Flow:
 
         from .measurement.fresh_process import reload_outputs
 
-        logged = bundle.find(tracking.download_artifacts(uri))
         here = load_backend(exported.backend).load(exported.directory, threads=self.threads).predict(sample)
-        there = reload_outputs(logged, sample, threads=self.threads)
-        difference = float(np.abs(here - there).max())
-        same = bool(np.allclose(here, there, rtol=1e-4, atol=1e-4))
-        if not same:
-            logger.warning(
-                "%s answers differently after reloading (largest difference %.3g). It is tagged slim.reload=differs "
-                "and can't be promoted.",
-                exported.variant,
-                difference,
-            )
-        return {"slim.reload": "same" if same else "differs", "slim.reload.max_abs_diff": f"{difference:.3g}"}
+        try:
+            there = reload_outputs(bundle.find(self.download(uri)), sample, threads=self.threads)
+        except (MeasurementError, IntegrityError) as error:
+            why = f"it can't be loaded: {error}"
+        else:
+            if here.shape == there.shape and np.allclose(here, there, rtol=1e-4, atol=1e-4):
+                return {"slim.reload": "same", "slim.reload.max_abs_diff": f"{np.abs(here - there).max():.3g}"}
+            why = "its answers differ"
+        logger.warning("The logged model of %s is not what was exported: %s", exported.variant, why)
+        return {"slim.reload": "differs", "slim.reload.because": why}
 
     def measure(self, inputs: Inputs) -> list[Report]:
         logger.info("Measuring %d points against the baseline, in turns", len(self.points))
         with self.stages.time("measure"):
             return measure_points(
-                [point.exported for point, _ in self.points], _session(self.recipe, inputs, self.threads, self.meter)
+                [point.exported for point, _ in self.points],
+                make_session(self.recipe, inputs, self.threads, self.meter, self.meter_reason, self.prepared),
             )
 
     def write_output(self, target: Path) -> None:
@@ -314,30 +335,16 @@ def _check_backends(recipe: Recipe) -> None:
         raise ConfigError(missing)
 
 
-def _session(recipe: Recipe, inputs: Inputs, threads: int, meter: EnergyMeter | None) -> Session:
-    """How to measure, from the recipe."""
-    wanted = recipe.measure
-    return Session(
-        task=inputs.task,
-        data=inputs.data,
-        load=lambda exported: load_backend(exported.backend).load(exported.directory, threads=threads),
-        threads=threads,
-        seed=recipe.seed,
-        meter=meter,
-        intensity=carbon_intensity(recipe.region, recipe.carbon_intensity),
-        price_per_hour=recipe.price_per_hour,
-        quick=recipe.quick,
-        **{name: getattr(wanted, name) for name in type(wanted).model_fields if not name.endswith("_power_w")},
-    )
-
-
-def _point_params(exported: ExportedModel) -> dict[str, Any]:
-    """What made this point, as params of its run and of its logged model."""
+def _point_params(exported: ExportedModel, prepared: StepRecord | None) -> dict[str, Any]:
+    """What made this point and its baseline, as params of its run and of its logged model."""
     params: dict[str, Any] = {
         "slim.backend": exported.backend,
         "slim.task": exported.task,
         "slim.variant": exported.variant,
     }
+    if prepared is not None:
+        params["slim.baseline.technique"] = prepared.technique
+        params.update({f"slim.baseline.{key}": value for key, value in prepared.options.items() if value is not None})
     for index, record in enumerate(exported.lineage):
         params[f"slim.steps.{index}.technique"] = record.technique
         params.update(
@@ -346,56 +353,19 @@ def _point_params(exported: ExportedModel) -> dict[str, Any]:
     return params
 
 
-@contextlib.contextmanager
-def _torch_threads(threads: int) -> Iterator[None]:
-    """Torch's thread number is global: set for the recipe, given back after it."""
-    import torch
+def _check_machine(recipe: Recipe) -> None:
+    """Refuses what this machine or this start can't do, before a run is opened."""
+    carbon_intensity(recipe.region, recipe.carbon_intensity)
+    faults = [reason for name in recipe.export.backends if (reason := load_backend(name).is_available())]
+    if recipe.device == "cuda":
+        import torch
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def measure(
-    model: str | Path | ExportedModel,
-    data: str = "demo",
-    *,
-    against: str | Path | ExportedModel | None = None,
-    **options: Any,
-) -> list[Report]:
-    """Measures exported models without MLflow runs: the first is the baseline of the second.
-
-    Args:
-        model: A bundle folder, or what `run` exported.
-        data: As in a recipe.
-        against: The baseline; None measures ``model`` alone.
-        **options: Keys of a recipe, such as ``text``, ``label``, ``threads``, ``region``, or dotted ones.
-
-    Raises:
-        SlimError: The model or the data can't be used.
-    """
-    recipe = Recipe.load({"name": "measure", "data": data}, options)
-    points = [_as_exported(item) for item in ((against, model) if against is not None else (model,))]
-    threads = recipe.threads or host().cores
-    first = points[0]
-    if any(point.task != first.task for point in points):
-        raise ModelError(f"The models are for different tasks: {first.task} and {points[-1].task}.")
-    with tempfile.TemporaryDirectory(prefix="mlflow_slim-") as folder, _torch_threads(threads):
-        inputs = load_inputs(recipe, Path(folder), tracking.download_artifacts, spec=first.spec)
-        with EnergyMeter(cpu_power_w=recipe.measure.cpu_power_w, ram_power_w=recipe.measure.ram_power_w) as meter:
-            return measure_points(points, _session(recipe, inputs, threads, meter))
-
-
-def _as_exported(item: str | Path | ExportedModel) -> ExportedModel:
-    if isinstance(item, ExportedModel):
-        return item
-    if str(item).startswith(("models:/", "runs:/")):
-        return bundle.read(bundle.find(tracking.download_artifacts(str(item))))
-    if not Path(item).is_dir():
-        raise InputNotFound(
-            f"There is no folder {str(Path(item).absolute())!r}. Give a bundle folder or a models:/ URI."
+        if not torch.cuda.is_available():
+            faults.append("device is 'cuda', but torch sees no CUDA device here. Write device=cpu.")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        faults.append(
+            "A recipe can't be started under torchrun: every process would open runs of its own. Start it once; "
+            "transformers' Trainer uses all GPUs that it sees."
         )
-    return bundle.read(Path(item))
+    if faults:
+        raise ConfigError(faults)

@@ -1,8 +1,7 @@
 """The one training loop: transformers' Trainer with a loss of ours, progress people can read, and a stop on NaN.
 
 Nothing is reported to MLflow or CodeCarbon from here (``report_to=[]``): transformers would log some 200
-parameters and start a second emissions tracker when both are installed. More than one GPU comes with
-Trainer, under accelerate or torchrun.
+parameters and start a second emissions tracker when both are installed. Trainer uses all GPUs of this process.
 """
 
 from __future__ import annotations

@@ -178,3 +178,32 @@ def test_a_fresh_head_depends_on_the_seed_and_leaves_torchs_randomness_alone(
     ]
     assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("metric", ["f1_macro", "mcc"])
+def test_few_rows_on_which_both_agree_are_not_enough_to_certify(metric: str) -> None:
+    """The bootstrap shows no spread when no answer differs; two rows of a class still prove nothing."""
+    data = TASK.make_data(tables(["a"] * 22 + ["b"] * 2))
+    outputs = np.eye(2)[data.test.references].astype(np.float32)
+    difference = TASK.difference(metric, outputs, outputs, data.test.references, data.spec, seed=0)
+    assert difference.value == 0
+    assert difference.lo < -0.1
+
+
+def test_many_rows_on_which_both_agree_are_enough_to_certify() -> None:
+    data = TASK.make_data(tables(["a"] * 1500 + ["b"] * 1500))
+    outputs = np.eye(2)[data.test.references].astype(np.float32)
+    difference = TASK.difference("f1_macro", outputs, outputs, data.test.references, data.spec, seed=0)
+    assert -0.01 < difference.lo < 0
+
+
+def test_few_positives_of_multi_label_data_are_not_enough_to_certify() -> None:
+    data = TASK.make_data(tables([["a"], ["b"], ["a", "b"], []] * 6))
+    outputs = (data.test.references * 2 - 1).astype(np.float32)
+    for metric in ("f1_macro", "f1_micro"):
+        assert TASK.difference(metric, outputs, outputs, data.test.references, data.spec, seed=0).lo < -0.03
+
+
+def test_a_max_length_without_room_for_text_is_refused(tiny_classifier_dir: Path) -> None:
+    with pytest.raises(ModelError, match="leaves no room for text"):
+        TASK.load_model(tiny_classifier_dir, TASK.make_data(tables(["a", "b"])), max_length=2, seed=0)

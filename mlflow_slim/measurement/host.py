@@ -283,6 +283,8 @@ def _counters() -> _Counters:
         with contextlib.suppress(psutil.Error):
             used = member.cpu_times()
             own += used.user + used.system
+            # Children that have ended count with their parent; psutil knows them on POSIX systems only.
+            own += getattr(used, "children_user", 0.0) + getattr(used, "children_system", 0.0)
     stalled, avg10 = _pressure(_read("/proc/pressure/cpu"))
     return _Counters(time.perf_counter(), total, busy, steal, own, stalled, avg10)
 

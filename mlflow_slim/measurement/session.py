@@ -21,12 +21,12 @@ from ..interfaces import Predictor, Task, TaskData
 from .arms import Scenario, make_scenarios
 from .carbon import NO_INTENSITY, CarbonIntensity, emissions, gco2e_per_1k_samples
 from .energy import EnergyMeter
-from .energy_comparison import EnergyComparison, compare_energy
+from .energy_comparison import ArmEnergy, EnergyComparison, compare_energy
 from .host import Readiness, measure_slot, quiet_wait, watch
 from .quality_report import headline, quality_report
 from .report import Report
 from .stats import Interval
-from .timing import Timings, compare, interleave, latency
+from .timing import FEWEST_ROUNDS, Timings, compare, interleave, latency
 
 __all__ = ["PROTOCOL", "Session", "measure_points"]
 
@@ -47,6 +47,8 @@ class Session:
         threads: Threads of every arm.
         seed: Order of arms, bootstrap.
         meter: A running energy session; None measures no energy.
+        no_energy: Why there is no meter.
+        prepared: What making the baseline took, when the given model had to be fine-tuned first.
         intensity: Carbon intensity; None leaves emissions out, with the reason.
         price_per_hour: USD per hour of this machine; None leaves cost out.
         quick: A quarter of the time budgets, labelled.
@@ -65,6 +67,8 @@ class Session:
     threads: int
     seed: int = 0
     meter: EnergyMeter | None = None
+    no_energy: str = "energy was not asked for"
+    prepared: OptimizationCost | None = None
     intensity: CarbonIntensity | None = None
     price_per_hour: float | None = None
     quick: bool = False
@@ -200,13 +204,14 @@ def _timing(scenario: Scenario, points: Sequence[ExportedModel], sheets: Sequenc
                     sheet.absent(f"speedup/{scenario.name}{suffix}", str(error))
         return
     busy = others.load.disturbance()
+    spoilt = _control_failure(timings, scenario)
     for prefix, suffix, arms in kinds:
         for point, sheet, arm in zip(points, sheets, arms, strict=True):
             _rate(scenario, timings, arm.name, sheet, prefix)
             sheet.samples[f"{scenario.name}{suffix}/wall_s"] = timings.wall_s[arm.name].tolist()
             sheet.samples[f"{scenario.name}{suffix}/cpu_s"] = timings.cpu_s[arm.name].tolist()
             if point is not points[0]:
-                _speedup(scenario, timings.against(arms[0].name), arm.name, sheet, suffix)
+                _speedup(scenario, timings.against(arms[0].name), arm.name, sheet, suffix, spoilt)
     for sheet in sheets:
         sheet.params[f"slim.measure.{scenario.name}.rounds"] = str(timings.rounds)
         sheet.params[f"slim.measure.{scenario.name}.rows_per_call"] = str(scenario.rows)
@@ -214,6 +219,14 @@ def _timing(scenario: Scenario, points: Sequence[ExportedModel], sheets: Sequenc
         sheet.params[f"slim.measure.{scenario.name}.foreign_cpu_share"] = f"{others.load.foreign_share:.3f}"
         if busy:
             sheet.contended(f"while timing {scenario.title}: {busy}")
+
+
+def _control_failure(timings: Timings, scenario: Scenario) -> str:
+    """Why no ratio of this run may be shown: the baseline differs from its own copy; empty when it doesn't."""
+    if len(scenario.arms) < 2 or timings.rounds < FEWEST_ROUNDS:
+        return ""
+    speed = compare(timings, scenario.arms[1].name)
+    return speed.reason if speed.noisy else ""
 
 
 def _rate(scenario: Scenario, timings: Timings, arm: str, sheet: _Sheet, prefix: str) -> None:
@@ -230,7 +243,7 @@ def _rate(scenario: Scenario, timings: Timings, arm: str, sheet: _Sheet, prefix:
     sheet.interval(f"throughput/{prefix}samples_per_s", rate)
 
 
-def _speedup(scenario: Scenario, timings: Timings, arm: str, sheet: _Sheet, suffix: str) -> None:
+def _speedup(scenario: Scenario, timings: Timings, arm: str, sheet: _Sheet, suffix: str, spoilt: str) -> None:
     key = f"speedup/{scenario.name}{suffix}"
     tag = "slim.speed" if scenario.name == "single" and not suffix else f"slim.speed.{scenario.name}{suffix}"
     try:
@@ -239,37 +252,41 @@ def _speedup(scenario: Scenario, timings: Timings, arm: str, sheet: _Sheet, suff
         sheet.absent(key, str(error))
         sheet.tags.update({f"{tag}.verdict": "inconclusive", f"{tag}.because": str(error)})
         return
-    if speed.noisy:
-        sheet.absent(key, speed.reason)
+    if spoilt:
+        sheet.absent(key, spoilt)
     else:
         sheet.interval(key, speed.wall)
         if speed.cpu is not None:
             sheet.interval(f"{key}_cpu", speed.cpu)
     if speed.control is not None:
         sheet.interval(f"{key}_control", speed.control)
-    sheet.tags[f"{tag}.verdict"] = speed.verdict
-    sheet.tags[f"{tag}.because"] = speed.reason
+    sheet.tags[f"{tag}.verdict"] = "inconclusive" if spoilt else speed.verdict
+    sheet.tags[f"{tag}.because"] = spoilt or speed.reason
     if speed.contended:
         sheet.contended(f"while timing {scenario.title}: the arms did not get the CPU")
 
 
 def _energy(scenario: Scenario, points: Sequence[ExportedModel], sheets: Sequence[_Sheet], session: Session) -> None:
     key = "energy/wh_per_1k_samples"
-    if session.meter is None or session.energy_s == 0:
+    if session.meter is None:
         for sheet in sheets:
-            sheet.absent(key, "energy was not asked for")
+            sheet.absent(key, session.no_energy)
         return
     logger.info("Energy: %d arms in turns", len(points))
     # Five windows are the fewest that give an interval; counters need longer ones than a model does.
     budget = max(session.energy_s * (QUICK if session.quick else 1.0), 16.0 if session.meter.has_counter else 6.0)
     try:
-        found = compare_energy(scenario.energy_arms, meter=session.meter, budget_s=budget * len(points))
+        with watch() as others:
+            found = compare_energy(scenario.energy_arms, meter=session.meter, budget_s=budget * len(points))
     except MeasurementError as error:
         for sheet in sheets:
             sheet.absent(key, str(error))
         logger.warning("Energy was not measured: %s", error)
         return
+    busy = others.load.disturbance()
     for point, sheet, arm in zip(points, sheets, scenario.energy_arms, strict=True):
+        if busy:
+            sheet.contended(f"while measuring energy: {busy}")
         taken = found.arms[arm.name]
         sheet.interval(key, taken.wh_per_1k_samples)
         sheet.metrics["energy/measured_share"] = found.measured_share
@@ -285,11 +302,23 @@ def _energy(scenario: Scenario, points: Sequence[ExportedModel], sheets: Sequenc
         else:
             sheet.absent("emissions/gco2e_per_1k_samples", NO_INTENSITY)
         if point is not points[0] and taken.saving is not None:
-            sheet.interval("energy/saving", taken.saving)
-            sheet.tags["slim.energy.verdict"] = taken.verdict
+            _saving(found, taken, sheet)
             sheet.tags["slim.energy.claim"] = found.claim(arm.name)
             if taken.disagrees:
                 sheet.tags["slim.energy.disagrees"] = "energy and CPU time differ by more than 15 %"
+
+
+def _saving(found: EnergyComparison, taken: ArmEnergy, sheet: _Sheet) -> None:
+    """Who takes less. Assumed power is no ground for a share of energy: then CPU time is what is known."""
+    if found.grade != "D":
+        assert taken.saving is not None
+        sheet.interval("energy/saving", taken.saving)
+        sheet.tags["slim.energy.verdict"] = taken.verdict
+        return
+    sheet.absent("energy/saving", "the energy is estimated from an assumed power (grade D); see energy/cpu_time_saving")
+    if taken.cpu_time_saving is not None:
+        sheet.interval("energy/cpu_time_saving", taken.cpu_time_saving)
+    sheet.tags["slim.energy.verdict"] = f"{taken.verdict} (estimated)"
 
 
 def _energy_params(found: EnergyComparison) -> dict[str, str]:
@@ -342,7 +371,10 @@ def _costs(points: Sequence[ExportedModel], sheets: Sequence[_Sheet], session: S
         _price(sheet, session)
         spent = [record.cost for record in point.lineage if record.cost is not None]
         if spent:
-            _optimization(spent, sheet, sheets[0], session)
+            _optimization(spent, sheet, session)
+            _break_even(sheet, sheets[0], session)
+        elif session.prepared is not None:
+            _optimization([session.prepared], sheet, session)
 
 
 def _price(sheet: _Sheet, session: Session) -> None:
@@ -363,25 +395,29 @@ def _price(sheet: _Sheet, session: Session) -> None:
     sheet.params["slim.cost.utilisation"] = f"{session.utilisation:g}"
 
 
-def _optimization(spent: Sequence[OptimizationCost], sheet: _Sheet, baseline: _Sheet, session: Session) -> None:
-    from .cost import energy_break_even
-
+def _optimization(spent: Sequence[OptimizationCost], sheet: _Sheet, session: Session) -> None:
+    """What the steps took; for the baseline, what making it from the given model took."""
     duration_s = sum(cost.duration_s for cost in spent)
     sheet.metrics["optimize/duration_s"] = duration_s
     if session.price_per_hour is not None:
         sheet.metrics["optimize/cost_usd"] = duration_s / 3600 * session.price_per_hour
     energies = [cost.energy_kwh for cost in spent if cost.energy_kwh is not None]
-    key = "optimize/break_even_samples"
     if len(energies) < len(spent):
-        sheet.absent(key, "the energy of a step was not measured")
+        sheet.absent("optimize/energy_kwh", session.no_energy or "the energy of a step was not measured")
         return
-    energy_kwh = sum(energies)
-    sheet.metrics["optimize/energy_kwh"] = energy_kwh
+    sheet.metrics["optimize/energy_kwh"] = sum(energies)
     if session.intensity is not None:
-        sheet.metrics["optimize/emissions_kgco2e"] = emissions(energy_kwh, session.intensity, pue=session.pue)
-    joules = "energy/joules_per_sample"
-    if joules not in sheet.samples or joules not in baseline.samples:
-        sheet.absent(key, "the energy of serving was not measured")
+        kg = emissions(sum(energies), session.intensity, pue=session.pue)
+        sheet.metrics["optimize/emissions_kgco2e"] = kg
+
+
+def _break_even(sheet: _Sheet, baseline: _Sheet, session: Session) -> None:
+    from .cost import energy_break_even
+
+    key, joules = "optimize/break_even_samples", "energy/joules_per_sample"
+    energy_kwh = sheet.metrics.get("optimize/energy_kwh")
+    if energy_kwh is None or joules not in sheet.samples or joules not in baseline.samples:
+        sheet.absent(key, "the energy of a step or of serving was not measured")
         return
     found = energy_break_even(energy_kwh, baseline.samples[joules], sheet.samples[joules])
     if found.samples is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,6 +137,12 @@ class TextClassification:
             ) from error
         _check_encoder(model, info, directory)
         limit = _length_limit(model, tokenizer)
+        least = tokenizer.num_special_tokens_to_add(pair=bool(data.spec["pair"])) + 1
+        if max_length is not None and max_length < least:
+            raise ModelError(
+                f"max_length is {max_length}, which leaves no room for text: this tokenizer adds {least - 1} tokens of "
+                "its own. Raise it, or leave it out."
+            )
         if max_length is not None and limit is not None and max_length > limit:
             raise ModelError(
                 f"max_length is {max_length}, but this model takes {limit} tokens at most. Lower it, or leave it out."
@@ -201,7 +208,10 @@ class TextClassification:
             before, after = (self.correct(outputs, references, spec) for outputs in (baseline, candidate))
             return paired_difference(before, after, confidence=0.90)
         before, after = (self.decide(outputs, spec) for outputs in (baseline, candidate))
-        return paired_bootstrap(LABEL_METRICS[metric], before, after, references, seed=seed, confidence=0.90)
+        found = paired_bootstrap(LABEL_METRICS[metric], before, after, references, seed=seed, confidence=0.90)
+        # Resampling rows on which both models agree shows no spread at all, however few they are.
+        least = _least_half_width(before, after, references, pooled=metric == "f1_micro")
+        return replace(found, lo=min(found.lo, found.value - least), hi=max(found.hi, found.value + least))
 
     def changes(self, baseline: np.ndarray, candidate: np.ndarray, split: Split, spec: Mapping[str, Any]) -> Changes:
         """Agreement, flips, divergence, worst slice and the rows that broke; see `mlflow_slim.measurement.fidelity`."""
@@ -242,6 +252,33 @@ class TextClassification:
         import numpy as np
 
         return (outputs >= 0).astype(np.int64) if spec["multi_label"] else outputs.argmax(axis=1)
+
+
+def _least_half_width(before: np.ndarray, after: np.ndarray, references: np.ndarray, *, pooled: bool) -> float:
+    """Half-width below which a bootstrap interval of a class-averaged metric can't be believed.
+
+    Each class's rows bound the change of its recall by the Bonett-Price interval, which stays open when no row
+    differs; the mean over classes has their joint spread.
+
+    Args:
+        before: Class ids ``(rows,)`` or zeros and ones ``(rows, classes)`` of the baseline.
+        after: The candidate's.
+        references: What is right, in the same form.
+        pooled: One bound over all positives together (micro averages) in place of one a class.
+    """
+    import numpy as np
+
+    from ..measurement.stats import paired_difference
+
+    if references.ndim == 2:
+        hits = [(references[:, c] == 1, before[:, c] == 1, after[:, c] == 1) for c in range(references.shape[1])]
+    else:
+        hits = [(references == c, before == c, after == c) for c in np.unique(references)]
+    parts = [(was[rows], now[rows]) for rows, was, now in hits if rows.any()]
+    if pooled:
+        parts = [(np.concatenate([was for was, _ in parts]), np.concatenate([now for _, now in parts]))]
+    bounds = [paired_difference(was, now, confidence=0.90) for was, now in parts]
+    return float(np.sqrt(sum(((b.hi - b.lo) / 2) ** 2 for b in bounds)) / len(bounds))
 
 
 def _is_multi_label(frame: pd.DataFrame) -> bool:

@@ -6,6 +6,7 @@ first touch a fresh sqlite file at once leave it unusable for good. So it is ask
 
 from __future__ import annotations
 
+import errno
 import getpass
 import hashlib
 import logging
@@ -40,6 +41,12 @@ def tracking_errors(doing: str) -> Iterator[None]:
     except SlimError:
         raise
     except Exception as error:
+        if "No space left on device" in str(error) or getattr(error, "errno", None) == errno.ENOSPC:
+            raise TrackingError(
+                f"MLflow could not {doing}: a disk is full. Free space where the temporary files are "
+                f"({tempfile.gettempdir()}; TMPDIR names another place) and where the store at "
+                f"{scrub(mlflow.get_tracking_uri())!r} keeps its artifacts."
+            ) from error
         reason = one_line(f"{type(error).__name__}: {error}").rstrip(".")
         raise TrackingError(
             f"MLflow could not {doing} ({reason}). Check the store at {scrub(mlflow.get_tracking_uri())!r}: is it "
