@@ -227,8 +227,8 @@ def compare(
         wanted, got = expected(batch), found(batch)
         if not np.isfinite(wanted).all():
             raise ModelError(
-                "The model itself answers with values that are no numbers. Its weights are damaged, or training went wrong: "
-                "look for NaN in them."
+                "The model itself answers with values that are no numbers. Its weights are damaged, or training "
+                "went wrong: look for NaN in them."
             )
         if wanted.shape != got.shape or not np.isfinite(got).all():
             raise ExportError(

@@ -84,3 +84,9 @@ def test_the_commands_that_start_nothing_import_neither_torch_nor_transformers()
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().splitlines()[-1] == "[]"
+
+
+def test_the_package_metadata_lists_every_folder_with_code() -> None:
+    text = (PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8")
+    folders = {".".join(path.parent.relative_to(PACKAGE.parent).parts) for path in FILES}
+    assert all(f'"{folder}"' in text for folder in folders), folders
