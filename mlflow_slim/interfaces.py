@@ -186,6 +186,10 @@ class Task(Protocol):
         """Metrics that can be the headline; higher is better in all of them."""
         ...
 
+    def judge(self, metric: str, outputs: np.ndarray, references: np.ndarray, spec: Mapping[str, Any]) -> float:
+        """One of the metrics of `judged_by`, fast enough to be asked after every epoch."""
+        ...
+
     def difference(
         self,
         metric: str,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from .artifact import OptimizedModel
     from .interfaces import Context
 
 __all__ = ["outputs_of", "validation_scorer"]
@@ -43,13 +44,17 @@ def outputs_of(model: Any, processor: Any, rows: Sequence[Mapping[str, Any]], *,
     return outputs
 
 
-def validation_scorer(source: Any, context: Context) -> Any:
-    """A function of the model that gives its share of right answers on the validation rows."""
-    validation = context.data.validation
-    rows = context.task.encode(source.processor, validation.inputs, source.spec)
+def validation_scorer(source: OptimizedModel, context: Context) -> tuple[str, Callable[[Any], float]]:
+    """The metric to choose epochs by, and a function of the model that gives it on the validation rows.
+
+    It is the metric that the labels call for, as in the final judgement, but seen on other rows.
+    """
+    task, validation = context.task, context.data.validation
+    metric, _ = task.headline(validation.references, source.spec)
+    rows = task.encode(source.processor, validation.inputs, source.spec)
 
     def score(model: Any) -> float:
         outputs = outputs_of(model, source.processor, rows)
-        return float(context.task.correct(outputs, validation.references, source.spec).mean())
+        return task.judge(metric, outputs, validation.references, source.spec)
 
-    return score
+    return metric, score

@@ -207,3 +207,11 @@ def test_few_positives_of_multi_label_data_are_not_enough_to_certify() -> None:
 def test_a_max_length_without_room_for_text_is_refused(tiny_classifier_dir: Path) -> None:
     with pytest.raises(ModelError, match="leaves no room for text"):
         TASK.load_model(tiny_classifier_dir, TASK.make_data(tables(["a", "b"])), max_length=2, seed=0)
+
+
+@pytest.mark.parametrize("metric", TASK.judged_by({"multi_label": False}))
+def test_a_metric_of_epochs_is_the_one_of_the_report(metric: str) -> None:
+    data = TASK.make_data(tables(["a", "b", "c"] * 20))
+    outputs = np.random.default_rng(1).normal(size=(60, 3)).astype(np.float32)
+    fast = TASK.judge(metric, outputs, data.test.references, data.spec)
+    assert fast == pytest.approx(TASK.quality(outputs, data.test.references, data.spec)[metric])

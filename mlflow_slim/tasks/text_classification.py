@@ -191,6 +191,12 @@ class TextClassification:
         """Metrics that can be the headline: those with a paired interval."""
         return ("f1_macro", "f1_micro", "exact_match") if spec["multi_label"] else ("accuracy", "f1_macro", "mcc")
 
+    def judge(self, metric: str, outputs: np.ndarray, references: np.ndarray, spec: Mapping[str, Any]) -> float:
+        """One of the metrics of `judged_by`, without the import that `quality` needs."""
+        from ..measurement.stats import LABEL_METRICS
+
+        return LABEL_METRICS[metric](self.decide(outputs, spec), references)
+
     def difference(
         self,
         metric: str,

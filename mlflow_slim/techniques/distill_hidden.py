@@ -116,16 +116,17 @@ class DistillHidden(BaseModel):
                 )
             return total
 
+        metric, score = validation_scorer(student, context)
         try:
             result = fit(
                 model,
                 student.processor,
                 training_rows(student, context.data.train, context),
                 loss,
-                validation_scorer(student, context),
+                score,
                 FitOptions(self.epochs, self.learning_rate, self.batch_size, self.weight_decay),
                 context,
-                metric="exact_match" if multi_label else "accuracy",
+                metric=metric,
                 label=self.name,
             )
         finally:

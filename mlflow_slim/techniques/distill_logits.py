@@ -69,15 +69,16 @@ class DistillLogits(BaseModel):
             hard: Tensor = context.task.loss(logits, extra["labels"], source.spec)
             return self.alpha * soft + (1 - self.alpha) * hard
 
+        metric, score = validation_scorer(student, context)
         result = fit(
             student.model,
             student.processor,
             training_rows(student, context.data.train, context, {"teacher_logits": teacher}),
             loss,
-            validation_scorer(student, context),
+            score,
             FitOptions(self.epochs, self.learning_rate, self.batch_size, self.weight_decay),
             context,
-            metric="exact_match" if multi_label else "accuracy",
+            metric=metric,
             label=self.name,
         )
         record = StepRecord(self.name, self.model_dump(mode="json"), {**made, **result.notes()})

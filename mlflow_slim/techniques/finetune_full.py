@@ -41,15 +41,16 @@ class FinetuneFull(BaseModel):
         def loss(model: object, inputs: dict[str, object], extra: dict[str, object]) -> object:
             return task.loss(model(**inputs).logits, extra["labels"], source.spec)  # type: ignore[operator]
 
+        metric, score = validation_scorer(source, context)
         result = fit(
             model,
             source.processor,
             training_rows(source, context.data.train, context),
             loss,
-            validation_scorer(source, context),
+            score,
             FitOptions(self.epochs, self.learning_rate, self.batch_size, self.weight_decay),
             context,
-            metric="exact_match" if source.spec.get("multi_label") else "accuracy",
+            metric=metric,
             label=self.name,
         )
         record = StepRecord(self.name, self.model_dump(mode="json"), result.notes())
