@@ -167,3 +167,17 @@ def test_mlproject_declares_every_parameter_bare_and_every_recipe() -> None:
         assert words[5:] == [f"--{parameter}={{{parameter}}}" for parameter in entry["parameters"]]
         assert all(info == {"type": "string", "default": ""} for info in entry["parameters"].values())
         assert set(entry["parameters"]) <= set(Recipe.model_fields)
+
+
+def test_readme_prints_the_two_lines_that_do_all_the_set_up() -> None:
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert "    pip install -r requirements.txt && mlflow run . -e distill --env-manager local" in lines
+    assert "    pip install -r requirements.txt && pytest" in lines
+    assert len(lines) < 200
+
+
+def test_readme_names_every_parameter_of_the_entry_points() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    project = yaml.safe_load((ROOT / "MLproject").read_text())
+    for entry in project["entry_points"].values():
+        assert all(f"`{parameter}`" in readme for parameter in entry["parameters"])

@@ -125,8 +125,10 @@ def measure_points(points: Sequence[ExportedModel], session: Session) -> list[Re
             logger.warning("Other work keeps this machine busy: %s. Figures are flagged as contended.", ready.reason)
         _conditions(sheets, session, ready, waited)
         scenarios = make_scenarios(points, predictors, session.data.test.inputs, session.batch_size)
-        for scenario in scenarios:
-            _timing(scenario, points, sheets, session)
+        # What one scenario leaves of its time is the next one's: batches take longer than single texts.
+        left_s = 2 * session.timing_s * (QUICK if session.quick else 1.0) * len(points) * len(scenarios)
+        for number, scenario in enumerate(scenarios):
+            left_s -= _timing(scenario, points, sheets, session, budget_s=left_s / (len(scenarios) - number))
         offline = next(scenario for scenario in scenarios if scenario.name == "offline")
         _energy(offline, points, sheets, session)
         _fresh_processes(points, sheets, session)
@@ -180,15 +182,22 @@ def _conditions(sheets: Sequence[_Sheet], session: Session, ready: Readiness, wa
             sheet.tags["slim.measure.quick"] = "true"
 
 
-def _timing(scenario: Scenario, points: Sequence[ExportedModel], sheets: Sequence[_Sheet], session: Session) -> None:
+def _timing(
+    scenario: Scenario,
+    points: Sequence[ExportedModel],
+    sheets: Sequence[_Sheet],
+    session: Session,
+    *,
+    budget_s: float,
+) -> float:
+    """Times one scenario; gives the seconds that it took."""
     logger.info("Timing %s: %d points in turns", scenario.title, len(points))
-    share = QUICK if session.quick else 1.0
     kinds = (("", "", scenario.arms), ("with_tokenizer_", "_with_tokenizer", scenario.text_arms))
     try:
         with watch() as others:
             timings = interleave(
                 [*scenario.arms, *scenario.text_arms],
-                budget_s=2 * session.timing_s * share * len(points),
+                budget_s=budget_s,
                 min_rounds=10 if session.quick else 40,
                 threads=session.threads,
                 seed=session.seed,
@@ -202,7 +211,7 @@ def _timing(scenario: Scenario, points: Sequence[ExportedModel], sheets: Sequenc
                 sheet.absent(figure, str(error))
                 if point is not points[0]:
                     sheet.absent(f"speedup/{scenario.name}{suffix}", str(error))
-        return
+        return budget_s
     busy = others.load.disturbance()
     spoilt = _control_failure(timings, scenario)
     for prefix, suffix, arms in kinds:
@@ -219,6 +228,7 @@ def _timing(scenario: Scenario, points: Sequence[ExportedModel], sheets: Sequenc
         sheet.params[f"slim.measure.{scenario.name}.foreign_cpu_share"] = f"{others.load.foreign_share:.3f}"
         if busy:
             sheet.contended(f"while timing {scenario.title}: {busy}")
+    return timings.duration_s
 
 
 def _control_failure(timings: Timings, scenario: Scenario) -> str:
