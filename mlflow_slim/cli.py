@@ -125,6 +125,8 @@ def _run(source: str, overrides: dict[str, str], *, verbose: bool) -> int:
 
     try:
         outcome = run(recipe)
+        if not outcome.reports:  # a process that only trained along under torchrun
+            return 0
         print_table(outcome.reports, title=f"\n{recipe.name}: {len(outcome.reports)} points")
         print(f"\nSee it in MLflow:\n{outcome.ui_command}")  # noqa: T201
     finally:

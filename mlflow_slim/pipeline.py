@@ -118,6 +118,8 @@ def run(recipe: Recipe | str | Path | Mapping[str, Any], **overrides: Any) -> Ou
     threads = recipe.threads or machine.cores
     conditions = {"threads": threads, "mlflow_slim_version": __version__, "host": machine.to_dict()}
     stages = _Stages()
+    if int(os.environ.get("RANK", "0")) > 0:
+        return _train_along(recipe, threads)
     with (
         tracking.open_recipe_run(
             recipe.resolved(),
@@ -134,17 +136,41 @@ def run(recipe: Recipe | str | Path | Mapping[str, Any], **overrides: Any) -> Ou
         return flow.run()
 
 
+def _train_along(recipe: Recipe, threads: int) -> Outcome:
+    """The part of every process but the first under torchrun: the same training, which Trainer splits among them.
+
+    The first one alone opens runs, exports, logs and measures; the outcome of the others is empty.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="mlflow_slim-", ignore_cleanup_errors=True) as folder,
+        torch_threads(threads),
+    ):
+        flow = _Flow(recipe, None, Path(folder), threads, _Stages())
+        inputs = load_inputs(recipe, flow.folder, flow.download)
+        current, steps = flow.baseline(inputs)
+        for step in steps:
+            current = flow.apply(step, current, inputs)
+    return Outcome(recipe, "", (), (), {}, (), "")
+
+
 class _Flow:
     """The stages of one recipe over shared state; `run` is the picture."""
 
-    def __init__(self, recipe: Recipe, recipe_run: RecipeRun, folder: Path, threads: int, stages: _Stages) -> None:
-        self.recipe, self.recipe_run, self.folder = recipe, recipe_run, folder
+    def __init__(
+        self, recipe: Recipe, recipe_run: RecipeRun | None, folder: Path, threads: int, stages: _Stages
+    ) -> None:
+        self.recipe, self._recipe_run, self.folder = recipe, recipe_run, folder
         self.threads, self.stages = threads, stages
         self.notes: list[str] = []
         self.points: list[tuple[Point, PointRun]] = []
         self.meter: EnergyMeter | None = None
         self.meter_reason = ""
         self.prepared: StepRecord | None = None
+
+    @property
+    def recipe_run(self) -> RecipeRun:
+        assert self._recipe_run is not None, "only the first process logs"
+        return self._recipe_run
 
     def run(self) -> Outcome:
         with self.stages.time("load"):
@@ -212,7 +238,7 @@ class _Flow:
             data=inputs.data,
             seed=self.recipe.seed,
             threads=self.threads,
-            device=self.recipe.device,
+            device=_own_device(self.recipe.device),
             workdir=workdir,
             load_model=lambda name: load_model(name, self.recipe, inputs, self.folder, self.download),
             report=lambda *figure: figures.append(figure),
@@ -221,7 +247,7 @@ class _Flow:
         with self.stages.time("train"):
             outcome, cost = self.metered(step.name, lambda: step.apply(source, context))
         shutil.rmtree(workdir, ignore_errors=True)
-        for name, value, at in figures:
+        for name, value, at in figures if self._recipe_run is not None else ():
             self.recipe_run.log_progress(name, value, at)
         record: StepRecord = replace(outcome.lineage[-1], cost=cost)
         return replace(outcome, lineage=(*outcome.lineage[:-1], record))
@@ -362,10 +388,11 @@ def _check_machine(recipe: Recipe) -> None:
 
         if not torch.cuda.is_available():
             faults.append("device is 'cuda', but torch sees no CUDA device here. Write device=cpu.")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        faults.append(
-            "A recipe can't be started under torchrun: every process would open runs of its own. Start it once; "
-            "transformers' Trainer uses all GPUs that it sees."
-        )
     if faults:
         raise ConfigError(faults)
+
+
+def _own_device(device: str) -> str:
+    """``cuda:<n>`` for the n-th process that torchrun started on this machine, else the device itself."""
+    place = os.environ.get("LOCAL_RANK")
+    return f"cuda:{place}" if device == "cuda" and place else device

@@ -1,7 +1,8 @@
 """The one training loop: transformers' Trainer with a loss of ours, progress people can read, and a stop on NaN.
 
 Nothing is reported to MLflow or CodeCarbon from here (``report_to=[]``): transformers would log some 200
-parameters and start a second emissions tracker when both are installed. Trainer uses all GPUs of this process.
+parameters and start a second emissions tracker when both are installed. Under torchrun
+Trainer splits every batch's work among the processes.
 """
 
 from __future__ import annotations

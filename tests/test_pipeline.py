@@ -291,3 +291,35 @@ def test_a_stopped_recipe_is_killed_in_mlflow_and_its_models_stay(
     assert len(runs) == 2
     models = client.search_logged_models([runs[0].info.experiment_id])
     assert len(models) == 1
+
+
+@pytest.mark.slow
+def test_processes_under_torchrun_train_together_and_the_first_alone_logs(
+    store: Any, tmp_path: Path, reviews: Path, make_tiny_classifier: Callable[..., Path]
+) -> None:
+    import mlflow
+
+    model = make_tiny_classifier(labels=("a", "b", "c"))
+    more = {"baseline.epochs": 1, "export.backends": "torch", "steps.distill.epochs": 1}
+    words = [f"--{key}={value}" for key, value in options(model, reviews, **more).items()]
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    env = {**os.environ, "MLFLOW_TRACKING_URI": uri, "OMP_NUM_THREADS": "1"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
+    done = subprocess.run(
+        [*launch, "mlflow_slim.cli", "run", "distill", *words], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    client = mlflow.MlflowClient(uri)
+    runs = client.search_runs([client.get_experiment_by_name("slim").experiment_id])
+    assert sorted(run.data.tags["slim.kind"] for run in runs) == ["point", "point", "recipe"]
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    student = next(run for run in runs if run.data.tags.get("slim.variant") == "distill.logits@torch")
+    models = client.search_logged_models([student.info.experiment_id])
+    (model_id,) = [m.model_id for m in models if m.source_run_id == student.info.run_id]
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    folder = mlflow.artifacts.download_artifacts(f"models:/{model_id}", dst_path=str(tmp_path / "student"))
+    notes = json.loads((Path(folder) / "bundle" / "slim.json").read_text())["lineage"][0]["notes"]
+    mlflow.set_tracking_uri(before)
+    # 160 rows in batches of 32 are five steps for one process, and three when two share them.
+    assert notes["training_steps"] == 3
