@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -65,6 +66,11 @@ def no_network() -> Iterator[None]:
     patch.setattr(socket, "getaddrinfo", look_up)
     yield
     patch.undo()
+
+
+# A shell's background job starts with Ctrl-C ignored, and its children inherit that: tests of Ctrl-C need it heard.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 VOCABULARY = (  # noqa: SIM905
