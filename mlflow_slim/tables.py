@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
+from .markdown import escape
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -243,16 +245,11 @@ def markdown_table(reports: Sequence[Report]) -> str:
     """The comparison as a markdown table with its footnotes, for run descriptions."""
     headers = _headers(reports)
     lines = [
-        f"| {' | '.join(_markdown(header) for header in headers)} |",
+        f"| {' | '.join(escape(header) for header in headers)} |",
         f"|{'|'.join(':--' if index in (0, 2) else '--:' for index in range(len(headers)))}|",
     ]
     for report in reports:
-        cells = ("<br>".join(_markdown(line) for line in cell) for cell in _cells(report))
+        cells = ("<br>".join(escape(line) for line in cell) for cell in _cells(report))
         lines.append(f"| {' | '.join(cells)} |")
-    notes = [f"- {_markdown(line)}" for line in reasons(reports)]
+    notes = [f"- {escape(line)}" for line in reasons(reports)]
     return "\n".join([*lines, *(["", *notes] if notes else [])])
-
-
-def _markdown(text: str) -> str:
-    flat = " ".join(text.split())
-    return "".join(f"\\{sign}" if sign in "\\`*_[]<>|#!" else sign for sign in flat)

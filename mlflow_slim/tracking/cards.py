@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from ..markdown import escape
+
 if TYPE_CHECKING:
     from ..measurement.report import Report
 
@@ -28,12 +30,6 @@ _LINES: Sequence[tuple[str, str, str, str]] = (
     ("optimize/energy_kwh", "Making it used", "{:.4g}", "kWh"),
     ("optimize/break_even_samples", "Samples until the energy is repaid", "{:,.0f}", ""),
 )
-
-
-def escape(text: str) -> str:
-    """Text from elsewhere as plain markdown: one line, nothing in it read as markup."""
-    flat = " ".join(str(text).split())
-    return "".join(f"\\{sign}" if sign in "\\`*_[]<>|#!" else sign for sign in flat)
 
 
 def run_link(experiment_id: str, run_id: str, words: str) -> str:
