@@ -384,7 +384,7 @@ def safe_yaml(text: str, *, where: str = "the recipe") -> Any:
     if size > _YAML_LIMIT:
         raise ConfigError(f"{where} has {size / _MIB:.1f} MiB; the limit is 1 MiB. Keep data out of it.")
 
-    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+    class Loader(yaml.SafeLoader):
         """SafeLoader that wants every key once."""
 
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Any:
@@ -417,9 +417,11 @@ def safe_yaml(text: str, *, where: str = "the recipe") -> Any:
                 )
         return yaml.load(text, Loader=Loader)
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = f", line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{where}{line} is not YAML that can be read: {error.problem or error.context}.") from error
+        position = error.problem_mark or error.context_mark
+        at_line = f", line {position.line + 1}" if position else ""
+        raise ConfigError(
+            f"{where}{at_line} is not YAML that can be read: {error.problem or error.context}."
+        ) from error
     except yaml.YAMLError as error:
         line_number = text.count("\n", 0, getattr(error, "position", 0)) + 1
         raise ConfigError(f"{where}, line {line_number} holds a character that YAML does not allow.") from error
