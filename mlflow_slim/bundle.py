@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -58,9 +59,13 @@ def staged(directory: Path) -> Iterator[Path]:
         yield work
         work.chmod(0o755)  # mkdtemp makes it readable by its owner alone
         work.rename(directory)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        if error.errno == errno.ENOSPC:
+    except Exception as error:
+        # safetensors has an exception of its own, and shutil gathers texts: neither carries the number
+        full = getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error)
+        if not (full or isinstance(error, OSError)):
+            raise
+        reason = getattr(error, "strerror", None) or str(error)
+        if full:
             reason = "the disk is full. Free some space or name a folder on another disk"
         raise ExportError(f"{directory} can't be written: {reason}. Nothing was left behind.") from error
     finally:

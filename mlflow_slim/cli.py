@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -98,6 +99,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             _show(options.name)
     except SlimError as error:
         print(f"mlflow-slim: {error}", file=sys.stderr)  # noqa: T201
+        if options.command == "run" and "MLFLOW_RUN_ID" in os.environ:
+            from .tracking import explain_unopened_run
+
+            explain_unopened_run(error)
         return (
             2
             if isinstance(error, ConfigError) or (isinstance(error, InputNotFound) and options.command != "run")

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from .errors import ModelError
 
-__all__ = ["LayerMap", "choose_layers", "find_layers", "keep_layers"]
+__all__ = ["LayerMap", "checked_layers", "choose_layers", "find_layers", "keep_layers"]
 
 LayerMap = Literal["spread", "alternate", "first", "last"]
 
@@ -64,6 +64,14 @@ def find_layers(model: Any) -> tuple[str, Any]:
     )
 
 
+def checked_layers(kept: Sequence[int], total: int) -> list[int]:
+    """``kept`` as a list; ModelError unless each is one of ``total`` layers and there is one at least."""
+    wrong = [index for index in kept if not 0 <= index < total]
+    if wrong or not kept:
+        raise ModelError(f"layers names {wrong or 'none'}, but the model's layers are 0 to {total - 1}.")
+    return list(kept)
+
+
 def keep_layers(model: Any, kept: Sequence[int]) -> Any:
     """A deep copy of ``model`` with only the layers ``kept``, renumbered; the config says so.
 
@@ -73,9 +81,7 @@ def keep_layers(model: Any, kept: Sequence[int]) -> Any:
     from torch.nn import ModuleList
 
     total = len(find_layers(model)[1])
-    wrong = [index for index in kept if not 0 <= index < total]
-    if wrong or not kept:
-        raise ModelError(f"layers names {wrong or 'none'}, but the model's layers are 0 to {total - 1}.")
+    checked_layers(kept, total)
     student = copy.deepcopy(model)
     name, layers = find_layers(student)
     parent_name, _, attribute = name.rpartition(".")

@@ -83,6 +83,9 @@ def load_inputs(recipe: Recipe, folder: Path, download: Download, *, spec: Mappi
     """
     task = load_task(recipe.task)
     found = None if spec is not None else resolve_model(recipe.model, download_artifacts=download, workdir=folder)
+    for student in [getattr(step, "student", None) for step in recipe.steps] if spec is None else []:
+        if student is not None:  # looked for now: it is loaded after the teacher was trained
+            resolve_model(student, download_artifacts=download, workdir=folder)
     tables = read_tables(
         recipe.data,
         text=recipe.text,

@@ -85,6 +85,7 @@ class Context:
         workdir: A folder of the step's own, empty, for checkpoints and the like.
         load_model: Loads another model by the name a user would give it (a student, a teacher).
         report: Called as ``report(name, value, step)`` with figures on the way (loss).
+        metric: Headline metric that the user chose; None lets the data decide.
         show_progress: True on a terminal.
     """
 
@@ -96,12 +97,17 @@ class Context:
     workdir: Path
     load_model: Callable[[str], OptimizedModel]
     report: Callable[[str, float, int], None]
+    metric: str | None = None
     show_progress: bool = False
 
 
 @runtime_checkable
 class Technique(Protocol):
-    """A frozen options object with one method. Options are its fields, typed and documented (pydantic)."""
+    """A frozen options object with one method. Options are its fields, typed and documented (pydantic).
+
+    A technique that can tell early that it doesn't fit a model has a method ``check(source)`` too, which raises.
+    An option named ``student`` is a model that the recipe looks for before it starts.
+    """
 
     name: ClassVar[str]
     """Public name, ``<kind>.<method>``."""

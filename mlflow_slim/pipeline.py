@@ -196,24 +196,23 @@ class _Flow:
         """Baseline, then every step; each outcome is exported, logged and checked at once."""
         current, steps = self.baseline(inputs)
         finals = self.recipe.export.backends
-        self.add(current, "torch", inputs)
+        self.add(current, "torch", inputs, is_output=not steps and finals == ("torch",))
         for step in steps:
             logger.info("Step %d of %d: %s", len(current.lineage) + 1, len(steps), step.name)
             current = self.apply(step, current, inputs)
             is_last = len(current.lineage) == len(steps)
             for backend in finals if is_last else ("torch",):
-                self.add(current, backend, inputs)
+                self.add(current, backend, inputs, is_output=is_last and backend == finals[-1])
         if not steps:
-            for backend in finals:
-                if backend != "torch":
-                    self.add(current, backend, inputs)
-        if self.recipe.output is not None:
-            self.write_output(Path(self.recipe.output).expanduser())
+            others = [backend for backend in finals if backend != "torch"]
+            for backend in others:
+                self.add(current, backend, inputs, is_output=backend == others[-1])
 
     def baseline(self, inputs: Inputs) -> tuple[OptimizedModel, tuple[Technique, ...]]:
         """The model all else is measured against, and the steps that are left to do."""
         source, steps = inputs.source, tuple(self.recipe.steps)
         assert source is not None, "a recipe loads a model"
+        _check_first(steps, source)
         if source.trained:
             return source, steps
         if steps and steps[0].name.split(".")[0] == "finetune":
@@ -242,13 +241,16 @@ class _Flow:
             workdir=workdir,
             load_model=lambda name: load_model(name, self.recipe, inputs, self.folder, self.download),
             report=lambda *figure: figures.append(figure),
+            metric=self.recipe.measure.metric,
             show_progress=sys.stderr.isatty(),
         )
-        with self.stages.time("train"):
-            outcome, cost = self.metered(step.name, lambda: step.apply(source, context))
-        shutil.rmtree(workdir, ignore_errors=True)
-        for name, value, at in figures if self._recipe_run is not None else ():
-            self.recipe_run.log_progress(name, value, at)
+        try:
+            with self.stages.time("train"):
+                outcome, cost = self.metered(step.name, lambda: step.apply(source, context))
+        finally:  # the curve of a training that went wrong says why
+            shutil.rmtree(workdir, ignore_errors=True)
+            for name, value, at in figures if self._recipe_run is not None else ():
+                self.recipe_run.log_progress(name, value, at)
         record: StepRecord = replace(outcome.lineage[-1], cost=cost)
         return replace(outcome, lineage=(*outcome.lineage[:-1], record))
 
@@ -268,15 +270,20 @@ class _Flow:
         grade = self.meter.provenance.grade([spent])
         return outcome, OptimizationCost(spent.duration_s, spent.energy_kwh, grade)
 
-    def add(self, model: OptimizedModel, backend_name: str, inputs: Inputs) -> None:
-        """Exports a model, logs it under a run of its own, and checks what was logged in a fresh process."""
+    def add(self, model: OptimizedModel, backend_name: str, inputs: Inputs, *, is_output: bool = False) -> None:
+        """Exports a model, logs it under a run of its own, and checks what was logged in a fresh process.
+
+        The last model is written into the user's output folder before MLflow is asked to take it.
+        """
         backend = load_backend(backend_name)
         sample = inputs.data.validation.inputs[:SAMPLE_ROWS]
         variant = model.variant.replace(".", "_")
         with self.stages.time("export"):
             exported = backend.export(model, self.folder / f"{len(self.points)}-{variant}-{backend_name}", sample)
+        if is_output and self.recipe.output is not None:
+            self.write_output(exported, Path(self.recipe.output).expanduser())
         baseline_run = self.points[0][1].run_id if self.points else None
-        with self.stages.time("log"):
+        with self.stages.time("log"), self.kept_if_not_logged(exported):
             from . import flavor
 
             point_run = self.recipe_run.open_point(
@@ -289,6 +296,21 @@ class _Flow:
         with self.stages.time("check"):
             point_run.set_tags(self.check(exported, info.model_uri, sample))
         logger.info("Logged %s as %s", exported.variant, info.model_uri)
+
+    @contextlib.contextmanager
+    def kept_if_not_logged(self, exported: ExportedModel) -> Iterator[None]:
+        """Moves a model that MLflow did not take (a server that went down, a full disk) to where it stays."""
+        try:
+            yield
+        except Exception:
+            try:
+                kept = Path(tempfile.mkdtemp(prefix="mlflow_slim-kept-")) / exported.directory.name
+                exported.directory.rename(kept)  # on the same disk, so it needs no space
+            except OSError as trouble:
+                logger.error("%s was not logged and could not be kept: %s", exported.variant, trouble)
+            else:
+                logger.error("%s was not logged. It is kept in %s", exported.variant, kept)
+            raise
 
     def check(self, exported: ExportedModel, uri: str, sample: Any) -> dict[str, str]:
         """Tags that say whether the logged model, loaded in a fresh process, answers like the exported one."""
@@ -316,9 +338,8 @@ class _Flow:
                 make_session(self.recipe, inputs, self.threads, self.meter, self.meter_reason, self.prepared),
             )
 
-    def write_output(self, target: Path) -> None:
+    def write_output(self, exported: ExportedModel, target: Path) -> None:
         """Copies the last model, which the recipe was for, into the folder the user asked for."""
-        exported = self.points[-1][0].exported
         with bundle.staged(target) as work:
             shutil.copytree(exported.directory, work, dirs_exist_ok=True)
         self.say(f"{exported.variant} is in {target}")
@@ -326,7 +347,7 @@ class _Flow:
     def report(self, reports: list[Report]) -> Outcome:
         from . import figures, tables
 
-        with self.stages.time("log"):
+        with self.stages.time("log"), _printed_if_not_logged(reports):
             for (_, point_run), report in zip(self.points, reports, strict=True):
                 point_run.log_report(report)
                 point_run.finish()
@@ -377,6 +398,28 @@ def _point_params(exported: ExportedModel, prepared: StepRecord | None) -> dict[
             {f"slim.steps.{index}.{key}": value for key, value in record.options.items() if value is not None}
         )
     return params
+
+
+def _check_first(steps: tuple[Technique, ...], source: OptimizedModel) -> None:
+    """Lets the first step that changes the model's shape look at the model, before hours of fine-tuning."""
+    for step in steps:
+        if not step.name.startswith("finetune."):
+            check = getattr(step, "check", None)
+            if check is not None:
+                check(source)
+            return
+
+
+@contextlib.contextmanager
+def _printed_if_not_logged(reports: list[Report]) -> Iterator[None]:
+    """Says what was measured when MLflow can't be told: measuring took minutes."""
+    try:
+        yield
+    except Exception:
+        from . import tables
+
+        logger.error("What was measured could not be logged:\n%s", tables.markdown_table(reports))
+        raise
 
 
 def _check_machine(recipe: Recipe) -> None:

@@ -47,10 +47,10 @@ def outputs_of(model: Any, processor: Any, rows: Sequence[Mapping[str, Any]], *,
 def validation_scorer(source: OptimizedModel, context: Context) -> tuple[str, Callable[[Any], float]]:
     """The metric to choose epochs by, and a function of the model that gives it on the validation rows.
 
-    It is the metric that the labels call for, as in the final judgement, but seen on other rows.
+    It is the user's metric or else the one that the labels call for, as in the final judgement, seen on other rows.
     """
     task, validation = context.task, context.data.validation
-    metric, _ = task.headline(validation.references, source.spec)
+    metric = context.metric or task.headline(validation.references, source.spec)[0]
     rows = task.encode(source.processor, validation.inputs, source.spec)
 
     def score(model: Any) -> float:

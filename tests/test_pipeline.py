@@ -6,9 +6,12 @@ import csv
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,7 +20,16 @@ import pytest
 from pydantic import BaseModel, ConfigDict
 
 import mlflow_slim as slim
-from mlflow_slim.errors import ConfigError, DataError, InputNotFound, ModelError, TrackingError
+from mlflow_slim.artifact import StepRecord
+from mlflow_slim.errors import (
+    ConfigError,
+    DataError,
+    InputNotFound,
+    MeasurementError,
+    ModelError,
+    SlimError,
+    TrackingError,
+)
 
 BUDGET = {
     "measure.timing_s": 1,
@@ -238,15 +250,266 @@ def test_a_failure_in_the_middle_keeps_what_was_made_and_says_why(
         ({"output": "."}, ConfigError, "exists already"),
         ({"output": "/proc/x/y"}, ConfigError, "can't be"),
         ({"measure.metric": "acuracy"}, ConfigError, "Did you mean 'accuracy'?"),
+        ({"steps.distill.student": "./nobody"}, InputNotFound, "nobody"),
+        ({"steps.distill.layers": 9}, ModelError, "layers is 9, but the model has 2"),
+        ({"steps.distill.layers": [0, 7]}, ModelError, "layers names [7]"),
     ],
 )
 def test_bad_input_is_told_before_any_training(
     change: dict[str, Any], error: type[Exception], words: str, store: Any, reviews: Path, tiny_classifier_dir: Path
 ) -> None:
-    with pytest.raises(error, match=words.replace("?", r"\?")):
+    with pytest.raises(error, match=re.escape(words)):
         slim.run("distill", **{**options(tiny_classifier_dir, reviews), **change})
     experiment = store.get_experiment_by_name("slim").experiment_id
     assert not [r for r in store.search_runs([experiment]) if r.info.status == "RUNNING"]
+
+
+def one_class(rows: list[list[str]]) -> None:
+    for row in rows:
+        row[1] = "positive"
+
+
+def an_empty_text(rows: list[list[str]]) -> None:
+    rows[7][0] = "  "
+
+
+def no_label(rows: list[list[str]]) -> None:
+    rows[7][1] = ""
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (one_class, "has one class only"),
+        (an_empty_text, "on_bad_rows=drop"),
+        (no_label, "on_bad_rows=drop"),
+    ],
+)
+def test_rows_that_cannot_be_used_end_the_run_and_change_no_file(
+    spoil: Callable[[list[list[str]]], None], words: str, store: Any, tmp_path: Path, tiny_classifier_dir: Path
+) -> None:
+    path = write_reviews(tmp_path / "reviews.csv")
+    with path.open(newline="", encoding="utf-8") as file:
+        head, *rows = csv.reader(file)
+    spoil(rows)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([head, *rows])
+    before = path.read_bytes()
+    with pytest.raises(DataError, match=re.escape(words)):
+        slim.run("distill", **options(tiny_classifier_dir, path))
+    assert path.read_bytes() == before
+    assert_failed_and_explained(store, words)
+
+
+def test_labels_that_training_never_saw_are_counted_and_refused(
+    store: Any, tmp_path: Path, tiny_classifier_dir: Path
+) -> None:
+    write_reviews(tmp_path / "train.csv")
+    write_reviews(tmp_path / "test.csv", rows=20, labels=("negative", "splendid"))
+    with pytest.raises(DataError, match="splendid"):
+        slim.run("distill", **options(tiny_classifier_dir, tmp_path))
+    assert_failed_and_explained(store, "splendid")
+
+
+@pytest.mark.parametrize(
+    ("file", "words"), [("tokenizer.json", "tokenizer"), ("model.safetensors", "pytorch_model.bin")]
+)
+def test_a_model_folder_without_tokenizer_or_with_pickled_weights_is_refused(
+    file: str, words: str, store: Any, tmp_path: Path, reviews: Path, tiny_classifier_dir: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_classifier_dir, model)
+    if file == "model.safetensors":
+        (model / file).rename(model / "pytorch_model.bin")
+    else:
+        for path in model.glob("*token*"):
+            path.unlink()
+        (model / "vocab.txt").unlink(missing_ok=True)
+    left = sorted(path.name for path in model.iterdir())
+    with pytest.raises(SlimError, match=words):
+        slim.run("distill", **options(model, reviews))
+    assert sorted(path.name for path in model.iterdir()) == left
+    assert_failed_and_explained(store, words)
+
+
+def test_texts_of_five_thousand_words_are_cut_and_go_through(
+    store: Any, tmp_path: Path, make_tiny_classifier: Callable[..., Path]
+) -> None:
+    path = tmp_path / "pairs.jsonl"
+    words = "the movie was a good film and the plot was great " * 455
+    rows = [{"text": words + str(i), "other": words[::-1] + str(i), "label": i % 2} for i in range(40)]
+    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    more = {"text": "text", "text_pair": "other", "label": "label", "steps.distill.epochs": 1, "baseline.epochs": 1}
+    found = slim.run("distill", **options(make_tiny_classifier(labels=("a", "b", "c")), path, **more))
+    assert [point.exported.backend for point in found.points] == ["torch", "torch", "onnxruntime"]
+
+
+def test_a_multi_label_recipe_runs_from_text_cells_to_a_logged_model(
+    store: Any, tmp_path: Path, make_tiny_classifier: Callable[..., Path]
+) -> None:
+    import mlflow
+
+    rnd = random.Random(0)
+    rows = ["say;topics"]
+    for i in range(120):
+        chosen = rnd.sample(["film", "food", "book"], k=1 + i % 2)
+        rows.append(f"the {' and the '.join(chosen)} was nice {i};{'|'.join(chosen)}")
+    path = tmp_path / "topics.csv"
+    path.write_text("\ufeff" + "\n".join(rows), encoding="utf-8")
+    more = {"text": "say", "label": "topics", "label_separator": "|", "steps.distill.epochs": 1, "baseline.epochs": 1}
+    found = slim.run("distill", **options(make_tiny_classifier(labels=("a", "b")), path, **more))
+    assert found.points[-1].exported.spec["multi_label"] is True
+    assert found.reports[-1].tags["slim.quality.metric"] == "f1_micro"
+    answers = mlflow.pyfunc.load_model(found.points[-1].model_uri).predict(["the film was nice"])
+    assert answers["label"][0] in {"film", "food", "book"}
+
+
+class Sabotage(BaseModel):
+    """A technique that trains nothing, reports a figure and then takes the artifact store away."""
+
+    name: ClassVar[str] = "prune.sabotage"
+    model_config = ConfigDict(frozen=True)
+    store: str
+
+    def apply(self, source: Any, context: Any) -> Any:
+        shutil.rmtree(self.store)
+        Path(self.store).write_text("no folder any more")
+        return source.after(StepRecord(self.name, {}), source.model)
+
+
+@pytest.fixture
+def own_store(tmp_path: Path, store: Any) -> tuple[str, Path]:
+    """An experiment whose artifacts lie in a folder that a test may take away."""
+    folder = tmp_path / "own-artifacts"
+    folder.mkdir()
+    store.create_experiment(f"own {tmp_path.name}", artifact_location=folder.as_uri())
+    return f"own {tmp_path.name}", folder
+
+
+def test_a_model_that_mlflow_does_not_take_is_kept_and_written_to_output(
+    own_store: tuple[str, Path],
+    reviews: Path,
+    tiny_classifier_dir: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    experiment, folder = own_store
+    more = {"track.experiment": experiment, "output": str(tmp_path / "out"), "export.backends": "torch"}
+    with pytest.raises(TrackingError):
+        slim.run(
+            {"name": "lost", "steps": [Sabotage(store=str(folder))]}, **options(tiny_classifier_dir, reviews, **more)
+        )
+    assert (tmp_path / "out" / "slim.json").is_file()
+    (line,) = [r.getMessage() for r in caplog.records if "It is kept in" in r.getMessage()]
+    assert (Path(line.split("It is kept in ")[1]) / "slim.json").is_file()
+
+
+def test_figures_that_mlflow_does_not_take_are_printed(
+    own_store: tuple[str, Path],
+    reviews: Path,
+    tiny_classifier_dir: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from mlflow_slim import pipeline
+
+    experiment, folder = own_store
+    measure = pipeline.measure_points
+
+    def measure_then_sabotage(*args: Any) -> Any:
+        reports = measure(*args)
+        shutil.rmtree(folder)
+        folder.write_text("no folder any more")
+        return reports
+
+    monkeypatch.setattr(pipeline, "measure_points", measure_then_sabotage)
+    more = {"track.experiment": experiment, "export.backends": "torch", "steps.distill.epochs": 1}
+    with pytest.raises(TrackingError):
+        slim.run("distill", **options(tiny_classifier_dir, reviews, **more))
+    (text,) = [r.getMessage() for r in caplog.records if r.getMessage().startswith("What was measured")]
+    assert "distill.logits@torch" in text
+
+
+class Diverging(BaseModel):
+    """A technique that reports its loss and then gives up."""
+
+    name: ClassVar[str] = "prune.diverging"
+    model_config = ConfigDict(frozen=True)
+
+    def apply(self, source: Any, context: Any) -> Any:
+        context.report("prune.diverging/loss", 7.5, 1)
+        raise RuntimeError("the loss is no number")
+
+
+def test_the_curve_of_a_training_that_went_wrong_is_logged(
+    store: Any, reviews: Path, tiny_classifier_dir: Path
+) -> None:
+    with pytest.raises(RuntimeError, match="the loss is no number"):
+        slim.run({"name": "diverged", "steps": [Diverging()]}, **options(tiny_classifier_dir, reviews))
+    assert newest_recipe(store).data.metrics["prune.diverging/loss"] == 7.5
+
+
+def test_a_recipe_that_mlflow_run_started_in_vain_says_why_on_that_run(
+    store: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mlflow_slim.cli import main
+
+    run = store.create_run(store.get_experiment_by_name("slim").experiment_id)
+    monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
+    assert main(["run", "distill", "--region=FR"]) == 2
+    assert "FR" in capsys.readouterr().err
+    assert "FR" in store.get_run(run.info.run_id).data.tags["slim.failure"]
+    assert [a.path for a in store.list_artifacts(run.info.run_id, "slim")] == ["slim/traceback.txt"]
+
+
+def test_a_model_measured_against_itself_is_never_faster_and_every_figure_is_there(
+    outcome: Any, reviews: Path, tmp_path: Path
+) -> None:
+    folder = outcome.recipe.output
+    budget = {"measure.timing_s": 2, "measure.fresh_starts": 1, "measure.wait_s": 0, "quick": True, "threads": 1}
+    reports = slim.measure(
+        folder, str(reviews), against=folder, text="the review", label="stars/5", region="FRA", **budget
+    )
+    assert reports[1].tags["slim.speed.verdict"] in ("equivalent", "inconclusive")
+    for report in reports:
+        for key in (
+            "energy/wh_per_1k_samples", "emissions/gco2e_per_1k_samples", "load/cold_start_s", "memory/peak_mib",
+            "latency/p50_ms", "throughput/samples_per_s", "size/disk_mib", "quality/accuracy",
+        ):  # fmt: skip
+            assert report.metrics[key] >= 0 or key in report.tags
+
+
+def test_a_fresh_process_that_dies_costs_its_own_figures_only(
+    outcome: Any, reviews: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow_slim.measurement import fresh_process
+
+    def dies(*args: Any, **kwargs: Any) -> Any:
+        raise MeasurementError("The process was killed by SIGKILL.")
+
+    monkeypatch.setattr(fresh_process, "fresh_starts", dies)
+    (report,) = slim.measure(
+        outcome.recipe.output, str(reviews), text="the review", label="stars/5", **{**BUDGET, "measure.fresh_starts": 1}
+    )
+    assert "quality/accuracy" in report.metrics
+    assert "SIGKILL" in report.tags["slim.absent.load/cold_start_s"]
+    assert "SIGKILL" in report.tags["slim.absent.memory/peak_mib"]
+
+
+def assert_failed_and_explained(store: Any, words: str) -> None:
+    """The newest run of a recipe is FAILED and says why; none is RUNNING."""
+    run = newest_recipe(store)
+    assert run.info.status == "FAILED"
+    assert words in run.data.tags["slim.failure"]
+    assert [a.path for a in store.list_artifacts(run.info.run_id, "slim")] == ["slim/traceback.txt"]
+    assert not [r for r in store.search_runs([run.info.experiment_id]) if r.info.status == "RUNNING"]
+
+
+def newest_recipe(store: Any) -> Any:
+    experiment = store.get_experiment_by_name("slim").experiment_id
+    return store.search_runs([experiment], "tags.`slim.kind` = 'recipe'", order_by=["attributes.start_time DESC"])[0]
 
 
 def test_a_tracking_server_that_is_down_stops_the_recipe_before_any_work(

@@ -277,10 +277,12 @@ def _speedup(scenario: Scenario, timings: Timings, arm: str, sheet: _Sheet, suff
 
 
 def _energy(scenario: Scenario, points: Sequence[ExportedModel], sheets: Sequence[_Sheet], session: Session) -> None:
-    key = "energy/wh_per_1k_samples"
+    keys = ("energy/wh_per_1k_samples", "energy/measured_share", "emissions/gco2e_per_1k_samples")
+    key = keys[0]
     if session.meter is None:
         for sheet in sheets:
-            sheet.absent(key, session.no_energy)
+            for missing in keys:
+                sheet.absent(missing, session.no_energy)
         return
     logger.info("Energy: %d arms in turns", len(points))
     # Five windows are the fewest that give an interval; counters need longer ones than a model does.
@@ -290,7 +292,8 @@ def _energy(scenario: Scenario, points: Sequence[ExportedModel], sheets: Sequenc
             found = compare_energy(scenario.energy_arms, meter=session.meter, budget_s=budget * len(points))
     except MeasurementError as error:
         for sheet in sheets:
-            sheet.absent(key, str(error))
+            for missing in keys:
+                sheet.absent(missing, str(error))
         logger.warning("Energy was not measured: %s", error)
         return
     busy = others.load.disturbance()
@@ -357,7 +360,14 @@ def _fresh_processes(points: Sequence[ExportedModel], sheets: Sequence[_Sheet], 
 
     logger.info("Cold start and memory: %d fresh processes a point", starts)
     inputs = session.data.test.inputs[: session.batch_size]
-    found = fresh_starts([point.directory for point in points], inputs, starts, threads=session.threads)
+    try:
+        found = fresh_starts([point.directory for point in points], inputs, starts, threads=session.threads)
+    except MeasurementError as error:  # one process that died is no reason to lose the rest
+        logger.warning("Cold start and memory were not measured: %s", error)
+        for sheet in sheets:
+            sheet.absent("load/cold_start_s", str(error))
+            sheet.absent("memory/peak_mib", str(error))
+        return
     for sheet, one in zip(sheets, found, strict=True):
         sheet.interval("load/cold_start_s", one.cold_start_s)
         sheet.interval("memory/peak_mib", one.peak_mib)
@@ -411,14 +421,19 @@ def _optimization(spent: Sequence[OptimizationCost], sheet: _Sheet, session: Ses
     sheet.metrics["optimize/duration_s"] = duration_s
     if session.price_per_hour is not None:
         sheet.metrics["optimize/cost_usd"] = duration_s / 3600 * session.price_per_hour
+    else:
+        sheet.absent("optimize/cost_usd", "no price_per_hour was given")
     energies = [cost.energy_kwh for cost in spent if cost.energy_kwh is not None]
     if len(energies) < len(spent):
-        sheet.absent("optimize/energy_kwh", session.no_energy or "the energy of a step was not measured")
+        for missing in ("optimize/energy_kwh", "optimize/emissions_kgco2e"):
+            sheet.absent(missing, session.no_energy or "the energy of a step was not measured")
         return
     sheet.metrics["optimize/energy_kwh"] = sum(energies)
     if session.intensity is not None:
         kg = emissions(sum(energies), session.intensity, pue=session.pue)
         sheet.metrics["optimize/emissions_kgco2e"] = kg
+    else:
+        sheet.absent("optimize/emissions_kgco2e", NO_INTENSITY)
 
 
 def _break_even(sheet: _Sheet, baseline: _Sheet, session: Session) -> None:

@@ -16,6 +16,43 @@ from tokenizers import Tokenizer
 _COLUMNS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
 
 
+def cut_long_pairs(rows: Sequence[Any], tokenizer: Tokenizer, *, max_length: int, from_right: bool = True) -> list[Any]:
+    """``rows`` with the texts of very long pairs cut so that each still has more tokens than are kept.
+
+    Cutting a pair, tokenizers builds every combination of the parts cut off either text: two texts of 20,000
+    words take gigabytes and minutes. The longer text stays longer, because it gets the odd token.
+
+    Args:
+        rows: Strings, which are left as they are, and pairs of strings.
+        tokenizer: Its settings for truncation and padding are not used.
+        max_length: Tokens that will be kept of a row.
+        from_right: Whether the ends of texts are cut off, or their beginnings.
+    """
+
+    def is_long(row: Any) -> bool:
+        return not isinstance(row, str) and max(map(len, row)) > 20 * max_length
+
+    if not any(map(is_long, rows)):
+        return list(rows)
+    plain = Tokenizer.from_str(tokenizer.to_str())
+    plain.no_truncation()
+    plain.no_padding()
+
+    def cut(pair: Sequence[str]) -> tuple[str, ...]:
+        parts = [plain.encode(text, add_special_tokens=False).offsets for text in pair]
+        most = max(map(len, parts))
+        texts = []
+        for text, offsets in zip(pair, parts, strict=True):
+            keep = max_length + (8 if len(offsets) == most else 4)
+            if len(offsets) <= keep:
+                texts.append(text)
+            else:
+                texts.append(text[: offsets[keep - 1][1]] if from_right else text[offsets[-keep][0] :])
+        return tuple(texts)
+
+    return [cut(row) if is_long(row) else row for row in rows]
+
+
 class TokenizerFile:
     """Encodes with ``tokenizer.json`` of a bundle.
 
@@ -27,13 +64,9 @@ class TokenizerFile:
 
     def __init__(self, path: Path, inputs: Mapping[str, Any], *, max_length: int) -> None:
         self._names = tuple(inputs["names"])
-        self._long = 20 * max_length
         self._max_length = max_length
         self._from_right = inputs.get("truncation_side", "right") == "right"
         self._tokenizer = Tokenizer.from_file(str(path))
-        self._plain = Tokenizer.from_file(str(path))  # cuts nothing off
-        self._plain.no_truncation()
-        self._plain.no_padding()
         self._tokenizer.enable_truncation(
             max_length, strategy="longest_first", direction=inputs.get("truncation_side", "right")
         )
@@ -47,26 +80,8 @@ class TokenizerFile:
     def __call__(self, texts: Sequence[Any]) -> dict[str, np.ndarray]:
         """``{name: (rows, tokens) int64}``, padded to the longest row. A row is a string or a pair of strings."""
         rows = [text if isinstance(text, str) else tuple(text) for text in texts]
-        if any(not isinstance(row, str) and max(map(len, row)) > self._long for row in rows):
-            rows = [row if isinstance(row, str) else self._cut(row) for row in rows]
+        rows = cut_long_pairs(rows, self._tokenizer, max_length=self._max_length, from_right=self._from_right)
         encoded = self._tokenizer.encode_batch(rows)
         return {
             name: np.array([getattr(row, _COLUMNS[name]) for row in encoded], dtype=np.int64) for name in self._names
         }
-
-    def _cut(self, pair: tuple[str, ...]) -> tuple[str, ...]:
-        """The pair with each text cut so that it still has more tokens than are kept.
-
-        Cutting a pair, tokenizers builds every combination of the parts cut off either text: two texts of 20,000
-        words take gigabytes and minutes. The longer text stays longer, because it gets the odd token.
-        """
-        parts = [self._plain.encode(text, add_special_tokens=False).offsets for text in pair]
-        most = max(map(len, parts))
-        cut = []
-        for text, offsets in zip(pair, parts, strict=True):
-            keep = self._max_length + (8 if len(offsets) == most else 4)
-            if len(offsets) <= keep:
-                cut.append(text)
-            else:
-                cut.append(text[: offsets[keep - 1][1]] if self._from_right else text[offsets[-keep][0] :])
-        return tuple(cut)

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from .encoder import cut_long_pairs
+
 logger = logging.getLogger(__name__)
 
 
@@ -119,6 +121,9 @@ def transformers_encoder(
 
     def encode(texts: Sequence[Any]) -> dict[str, np.ndarray]:
         pairs = bool(texts) and not isinstance(texts[0], str)
+        if pairs and tokenizer.is_fast:
+            side = tokenizer.truncation_side == "right"
+            texts = cut_long_pairs(texts, tokenizer.backend_tokenizer, max_length=max_length, from_right=side)
         first = [text[0] for text in texts] if pairs else list(texts)
         second = [text[1] for text in texts] if pairs else None
         encoded = tokenizer(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..artifact import OptimizedModel
 from ..errors import DataError, ModelError
 from ..interfaces import Changes, Split, TaskData
+from ..runtime.encoder import cut_long_pairs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -80,8 +81,15 @@ class TextClassification:
                 f"The data has labels that the model doesn't know: {', '.join(unknown[:5])}. Its labels are: "
                 f"{', '.join(spec['labels'][:20])}. Check the label column."
             )
+        pair = "text_pair" in frames["train"].columns
+        if spec is not None and pair != spec["pair"]:
+            raise DataError(
+                "The model answers pairs of texts. Name the second column with text_pair=..."
+                if spec["pair"]
+                else "The model answers single texts, and text_pair names a second column. Leave text_pair out."
+            )
         splits = {name: _split(name, frame, ids, len(names), multi_label) for name, frame in frames.items()}
-        own = {"labels": names, "multi_label": multi_label, "pair": "text_pair" in frames["train"].columns}
+        own = {"labels": names, "multi_label": multi_label, "pair": pair}
         report = {**tables.report, "labels_from": origin, "classes": len(names)}
         return TaskData(tables.name, tables.source, spec=own, report=report, **splits)
 
@@ -162,6 +170,13 @@ class TextClassification:
 
     def encode(self, processor: Any, inputs: Sequence[Any], spec: Mapping[str, Any]) -> list[dict[str, list[int]]]:
         """Token ids row by row, truncated and not padded, for training."""
+        if spec["pair"] and processor.is_fast:
+            inputs = cut_long_pairs(
+                inputs,
+                processor.backend_tokenizer,
+                max_length=spec["max_length"],
+                from_right=processor.truncation_side == "right",
+            )
         first = [row[0] for row in inputs] if spec["pair"] else list(inputs)
         second = [row[1] for row in inputs] if spec["pair"] else None
         encoded = processor(first, second, truncation=True, max_length=spec["max_length"])

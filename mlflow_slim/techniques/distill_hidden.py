@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..artifact import OptimizedModel, StepRecord
-from ..depth import LayerMap
+from ..depth import LayerMap, checked_layers
 from ..errors import ModelError
 from ..interfaces import Context
 from ..losses import attention_loss, distillation_loss, hidden_loss
 from ..scoring import validation_scorer
-from ..student import make_student
+from ..student import check_student, make_student
 from ..training import FitOptions, fit, training_rows
 
 if TYPE_CHECKING:
@@ -56,6 +56,9 @@ class DistillHidden(BaseModel):
     layer_map: LayerMap = Field(
         "spread", description="Which layers when a number is given: spread, alternate, first, last."
     )
+    teacher_layers: tuple[int, ...] | None = Field(
+        None, description="For each student layer the teacher layer it imitates; default: the end of its share."
+    )
     hidden_weight: float = Field(1.0, ge=0, le=1e4, description="Weight of the hidden-state term.")
     attention_weight: float = Field(1.0, ge=0, le=1e4, description="Weight of the attention term.")
     temperature: float = Field(2.0, gt=0, le=100, description="Softening of both distributions of labels.")
@@ -64,6 +67,20 @@ class DistillHidden(BaseModel):
     learning_rate: float = Field(2e-4, gt=0, lt=1, description="Peak learning rate of AdamW.")
     batch_size: int = Field(32, ge=1, le=4096, description="Rows per training step.")
     weight_decay: float = Field(0.01, ge=0, lt=1, description="Decoupled weight decay.")
+
+    def _matched(self, student_layers: int, teacher_layers: int) -> list[int]:
+        if self.teacher_layers is None:
+            return match_layers(student_layers, teacher_layers)
+        if len(self.teacher_layers) != student_layers:
+            raise ModelError(
+                f"teacher_layers names {len(self.teacher_layers)} layers, the student has {student_layers}. "
+                "Write one for each layer of the student."
+            )
+        return checked_layers(self.teacher_layers, teacher_layers)
+
+    def check(self, source: OptimizedModel) -> None:
+        """Raises when a student can't be made from ``source``; looks at shapes only."""
+        check_student(source, student=self.student, layers=self.layers, layer_map=self.layer_map)
 
     def apply(self, source: OptimizedModel, context: Context) -> OptimizedModel:
         """The student; ``source`` is the teacher.
@@ -85,7 +102,7 @@ class DistillHidden(BaseModel):
         teacher, model = source.model, student.model
         before = [_use_eager_attention(part) for part in (teacher, model)]
         layers = (model.config.num_hidden_layers, teacher.config.num_hidden_layers)
-        matched = match_layers(*layers)
+        matched = self._matched(*layers)
         width_in, width_out = model.config.hidden_size, teacher.config.hidden_size
         if width_in != width_out:  # trained with the student, thrown away afterwards (TinyBERT's W_h)
             with torch.random.fork_rng(devices=[]):

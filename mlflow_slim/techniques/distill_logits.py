@@ -15,7 +15,7 @@ from ..depth import LayerMap
 from ..interfaces import Context
 from ..losses import distillation_loss
 from ..scoring import outputs_of, validation_scorer
-from ..student import make_student
+from ..student import check_student, make_student
 from ..training import FitOptions, fit, training_rows
 
 if TYPE_CHECKING:
@@ -45,6 +45,10 @@ class DistillLogits(BaseModel):
     learning_rate: float = Field(2e-4, gt=0, lt=1, description="Peak learning rate of AdamW.")
     batch_size: int = Field(32, ge=1, le=4096, description="Rows per training step.")
     weight_decay: float = Field(0.01, ge=0, lt=1, description="Decoupled weight decay.")
+
+    def check(self, source: OptimizedModel) -> None:
+        """Raises when a student can't be made from ``source``; looks at shapes only."""
+        check_student(source, student=self.student, layers=self.layers, layer_map=self.layer_map)
 
     def apply(self, source: OptimizedModel, context: Context) -> OptimizedModel:
         """The student; ``source`` is the teacher.

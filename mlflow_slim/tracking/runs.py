@@ -164,17 +164,28 @@ class RecipeRun:
             for problem in troubles:
                 logger.error("%s", problem)
             for run_id in (self.run_id, *(point.run_id for point in points)):
-                self._tell_why(run_id, error)
+                _tell_why(self.client, run_id, error)
         elif troubles:
             raise troubles[0]
 
-    def _tell_why(self, run_id: str, error: BaseException) -> None:
-        text = scrub("".join(traceback.format_exception(type(error), error, error.__traceback__)))
-        try:
-            self.client.set_tag(run_id, "slim.failure", _failure(error))
-            self.client.log_text(run_id, text, "slim/traceback.txt")
-        except Exception as trouble:
-            logger.error("The reason for the failure could not be logged on run %s: %s", run_id, scrub(str(trouble)))
+
+def _tell_why(client: MlflowClient, run_id: str, error: BaseException) -> None:
+    text = scrub("".join(traceback.format_exception(type(error), error, error.__traceback__)))
+    try:
+        client.set_tag(run_id, "slim.failure", _failure(error))
+        client.log_text(run_id, text, "slim/traceback.txt")
+    except Exception as trouble:
+        logger.error("The reason for the failure could not be logged on run %s: %s", run_id, scrub(str(trouble)))
+
+
+def explain_unopened_run(error: BaseException) -> None:
+    """Says on the run that ``mlflow run`` made why its recipe never opened it; nothing outside of ``mlflow run``.
+
+    The status is left to ``mlflow run``, which writes FAILED when the command exits with an error.
+    """
+    run_id = os.environ.get("MLFLOW_RUN_ID")  # `open_recipe_run` takes it out
+    if run_id:
+        _tell_why(MlflowClient(), run_id, error)
 
 
 def _close_run(client: MlflowClient, run_id: str, status: str) -> None:
