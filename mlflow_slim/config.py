@@ -206,6 +206,8 @@ class Recipe(_Section):
             recipe = cls.model_validate({**content, "steps": tuple(steps)})
         except ValidationError as error:
             faults.extend(describe_faults(error, cls))
+        else:
+            faults.extend(_region_faults(recipe))
         if faults:
             raise ConfigError(faults)
         return recipe
@@ -219,6 +221,16 @@ class Recipe(_Section):
     def to_yaml(self) -> str:
         """`resolved` as YAML text."""
         return str(yaml.safe_dump(self.resolved(), sort_keys=False, allow_unicode=True))
+
+
+def _region_faults(recipe: Recipe) -> list[str]:
+    from .measurement.carbon import carbon_intensity
+
+    try:
+        carbon_intensity(recipe.region, recipe.carbon_intensity)
+    except ConfigError as error:
+        return [str(error)]
+    return []
 
 
 def _step_entry(step: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ from .measurement.host import host
 from .measurement.report import Report
 from .measurement.session import Session, measure_points
 
-__all__ = ["energy_meter", "make_session", "measure", "torch_threads"]
+__all__ = ["compute_threads", "energy_meter", "make_session", "measure"]
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ def measure(
                 )
         recipe = Recipe.load({"name": "measure", "data": data, "task": first.task}, options)
         threads = recipe.threads or host().cores
-        with torch_threads(threads), energy_meter(recipe) as (meter, reason):
+        with compute_threads(threads), energy_meter(recipe) as (meter, reason):
             inputs = load_inputs(recipe, folder, download, spec=first.spec)
             return measure_points(points, make_session(recipe, inputs, threads, meter, reason))
 
@@ -106,16 +107,27 @@ def energy_meter(recipe: Recipe) -> Iterator[tuple[EnergyMeter | None, str]]:
 
 
 @contextlib.contextmanager
-def torch_threads(threads: int) -> Iterator[None]:
-    """Torch's thread number is global: set for the block, given back after it."""
+def compute_threads(threads: int) -> Iterator[None]:
+    """The thread numbers of torch and of tokenizers are global: set for the block, given back after it.
+
+    The pool of tokenizers is made at its first use and keeps its size; with one thread no pool is used at all.
+    """
     import torch
 
+    wanted = {"RAYON_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": str(threads > 1).lower()}
+    former = {name: os.environ.get(name) for name in wanted}
     before = torch.get_num_threads()
+    os.environ.update(wanted)
     torch.set_num_threads(threads)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+        for name, value in former.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def make_session(

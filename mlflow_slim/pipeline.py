@@ -25,7 +25,7 @@ from .config import Recipe
 from .errors import ConfigError, IntegrityError, MeasurementError
 from .inputs import Inputs, check_output, load_inputs, load_model
 from .interfaces import Context, Technique
-from .measure_models import energy_meter, make_session, torch_threads
+from .measure_models import compute_threads, energy_meter, make_session
 from .measurement.carbon import carbon_intensity
 from .measurement.energy import EnergyMeter
 from .measurement.host import host
@@ -130,7 +130,7 @@ def run(recipe: Recipe | str | Path | Mapping[str, Any], **overrides: Any) -> Ou
             tags={"slim.quick": str(recipe.quick).lower()},
         ) as recipe_run,
         tempfile.TemporaryDirectory(prefix="mlflow_slim-", ignore_cleanup_errors=True) as folder,
-        torch_threads(threads),
+        compute_threads(threads),
     ):
         flow = _Flow(recipe, recipe_run, Path(folder), threads, stages)
         return flow.run()
@@ -143,7 +143,7 @@ def _train_along(recipe: Recipe, threads: int) -> Outcome:
     """
     with (
         tempfile.TemporaryDirectory(prefix="mlflow_slim-", ignore_cleanup_errors=True) as folder,
-        torch_threads(threads),
+        compute_threads(threads),
     ):
         flow = _Flow(recipe, None, Path(folder), threads, _Stages())
         inputs = load_inputs(recipe, flow.folder, flow.download)

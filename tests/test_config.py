@@ -181,3 +181,8 @@ def test_readme_names_every_parameter_of_the_entry_points() -> None:
     project = yaml.safe_load((ROOT / "MLproject").read_text())
     for entry in project["entry_points"].values():
         assert all(f"`{parameter}`" in readme for parameter in entry["parameters"])
+
+
+def test_a_region_that_does_not_exist_is_found_by_check() -> None:
+    with pytest.raises(ConfigError, match="'FR'"):
+        Recipe.load("distill", {"region": "FR"})

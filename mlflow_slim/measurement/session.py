@@ -216,6 +216,9 @@ def _timing(
     spoilt = _control_failure(timings, scenario)
     for prefix, suffix, arms in kinds:
         for point, sheet, arm in zip(points, sheets, arms, strict=True):
+            warmup = f"slim.measure.{scenario.name}{suffix}.warmup"
+            sheet.params[f"{warmup}_calls"] = str(timings.warmup_calls[arm.name])
+            sheet.params[f"{warmup}_steady"] = str(timings.steady[arm.name]).lower()
             _rate(scenario, timings, arm.name, sheet, prefix)
             sheet.samples[f"{scenario.name}{suffix}/wall_s"] = timings.wall_s[arm.name].tolist()
             sheet.samples[f"{scenario.name}{suffix}/cpu_s"] = timings.cpu_s[arm.name].tolist()
@@ -225,6 +228,8 @@ def _timing(
         sheet.params[f"slim.measure.{scenario.name}.rounds"] = str(timings.rounds)
         sheet.params[f"slim.measure.{scenario.name}.rows_per_call"] = str(scenario.rows)
         sheet.params[f"slim.measure.{scenario.name}.tokens_per_call"] = str(scenario.tokens)
+        sheet.params[f"slim.measure.{scenario.name}.stopped_by"] = timings.stopped
+        sheet.params[f"slim.measure.{scenario.name}.load_average"] = ", ".join(f"{load:.2f}" for load in timings.load)
         sheet.params[f"slim.measure.{scenario.name}.foreign_cpu_share"] = f"{others.load.foreign_share:.3f}"
         if busy:
             sheet.contended(f"while timing {scenario.title}: {busy}")
@@ -311,6 +316,7 @@ def _energy(scenario: Scenario, points: Sequence[ExportedModel], sheets: Sequenc
             sheet.interval("emissions/gco2e_per_1k_samples", taken.wh_per_1k_samples.scaled(per_wh))
             sheet.params["slim.carbon.intensity_gco2e_per_kwh"] = f"{session.intensity.value_gco2e_per_kwh:g}"
             sheet.params["slim.carbon.source"] = session.intensity.source
+            sheet.params["slim.carbon.year"] = str(session.intensity.year or "not given")
             sheet.params["slim.carbon.pue"] = f"{session.pue:g}"
         else:
             sheet.absent("emissions/gco2e_per_1k_samples", NO_INTENSITY)
