@@ -72,6 +72,8 @@ class OptimizedModel:
         trained: False when the weights of the task's head are fresh, so that it must be fine-tuned first.
         lineage: The steps that made it from the baseline; empty for the baseline itself.
         source: Where the weights came from, as the user named it.
+        builds: Backend -> folder, for a model whose weights exist only in the form of certain runtimes (a quantized
+            one); ``model`` is then the one it was built from. Empty when any backend may export ``model``.
     """
 
     model: Any
@@ -81,6 +83,7 @@ class OptimizedModel:
     trained: bool = True
     lineage: tuple[StepRecord, ...] = ()
     source: str = ""
+    builds: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def variant(self) -> str:

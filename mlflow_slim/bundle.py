@@ -26,6 +26,7 @@ from .errors import ExportError, IntegrityError, ModelError
 from .runtime.bundle import FORMAT, NAME, BundleError, read_bundle
 
 __all__ = [
+    "adopt",
     "check_labels",
     "compare",
     "count_parameters",
@@ -271,6 +272,29 @@ def write(
     text = json.dumps(content, indent=1, ensure_ascii=False, default=_plain)
     (directory / NAME).write_text(text + "\n", encoding="utf-8")
     manifest.write(directory)
+
+
+def adopt(source: OptimizedModel, directory: Path, *, backend: str) -> ExportedModel:
+    """Copies the folder that a step built for ``backend`` into ``directory``, with the lineage of ``source``.
+
+    Raises:
+        ExportError: There is no build for this backend, or ``directory`` exists or can't be written.
+        IntegrityError: The build is not what its manifest says.
+    """
+    if backend not in source.builds:
+        raise ExportError(
+            f"{source.variant} exists only for {', '.join(source.builds)}, not for {backend}. "
+            f"Write export.backends={','.join(source.builds)}."
+        )
+    built = source.builds[backend]
+    try:
+        content = read_bundle(built).content
+    except BundleError as error:
+        raise IntegrityError(str(error)) from error
+    with staged(Path(directory)) as work:
+        shutil.copytree(built, work, dirs_exist_ok=True)
+        write(source, work, backend=backend, inputs=content["inputs"], notes=content["notes"])
+    return read(directory, verify=False)
 
 
 def _plain(value: Any) -> Any:

@@ -30,6 +30,7 @@ TECHNIQUES = {
     "distill.hidden": "mlflow_slim.techniques.distill_hidden:DistillHidden",
     "distill.logits": "mlflow_slim.techniques.distill_logits:DistillLogits",
     "finetune.full": "mlflow_slim.techniques.finetune_full:FinetuneFull",
+    "quantize.dynamic": "mlflow_slim.techniques.quantize_dynamic:QuantizeDynamic",
 }
 
 

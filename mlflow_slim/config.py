@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from .catalog import backend_names, find_technique, load_technique, task_names, technique_names
+from .chain import chain_faults
 from .errors import ConfigError, InputNotFound, did_you_mean
 from .interfaces import Technique
 from .safety import safe_yaml
@@ -208,6 +209,7 @@ class Recipe(_Section):
             faults.extend(describe_faults(error, cls))
         else:
             faults.extend(_region_faults(recipe))
+            faults.extend(chain_faults(recipe.steps, recipe.export.backends))
         if faults:
             raise ConfigError(faults)
         return recipe

@@ -7,9 +7,9 @@ shared contract tests check it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
 from .artifact import ExportedModel, OptimizedModel
 
@@ -19,7 +19,20 @@ if TYPE_CHECKING:
 
     from .measurement.stats import Interval
 
-__all__ = ["Backend", "Batch", "Changes", "Context", "Input", "Predictor", "Split", "Task", "TaskData", "Technique"]
+__all__ = [
+    "Backend",
+    "Batch",
+    "Changes",
+    "Context",
+    "Input",
+    "Predictor",
+    "QuantizingBackend",
+    "Scheme",
+    "Split",
+    "Task",
+    "TaskData",
+    "Technique",
+]
 
 Input: TypeAlias = Any
 """One thing a person would send: a string, a pair of strings, image bytes."""
@@ -87,6 +100,7 @@ class Context:
         report: Called as ``report(name, value, step)`` with figures on the way (loss).
         metric: Headline metric that the user chose; None lets the data decide.
         show_progress: True on a terminal.
+        backends: The runtimes that the outcome is for, by name; what a technique builds itself, it builds for these.
     """
 
     task: Task
@@ -99,12 +113,15 @@ class Context:
     report: Callable[[str, float, int], None]
     metric: str | None = None
     show_progress: bool = False
+    backends: Mapping[str, Backend] = field(default_factory=dict)
 
 
 @runtime_checkable
 class Technique(Protocol):
     """A frozen options object with one method. Options are its fields, typed and documented (pydantic).
 
+    A technique whose outcome exists only in the form of certain runtimes lists them in a class attribute
+    ``runs_on``, and puts a folder for each of ``context.backends`` into `OptimizedModel.builds`; no step may follow it.
     A technique that can tell early that it doesn't fit a model has a method ``check(source)`` too, which raises.
     An option named ``student`` is a model that the recipe looks for before it starts.
     """
@@ -237,4 +254,33 @@ class Backend(Protocol):
 
     def load(self, directory: Path, *, threads: int) -> Predictor:
         """A predictor over an exported folder, with explicit threads."""
+        ...
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How weights and activations become integers.
+
+    Attributes:
+        kind: ``dynamic``: int8 weights, activations scaled when the model runs.
+        per_channel: A scale for every output channel of a weight instead of one for all.
+        reduce_range: 7 bits for weights, so that CPUs without VNNI don't saturate when they add products of two.
+        keep_float: Names of the modules whose weights stay as they are, of those that `quantizable` lists.
+    """
+
+    kind: Literal["dynamic"]
+    per_channel: bool = True
+    reduce_range: bool = False
+    keep_float: frozenset[str] = frozenset()
+
+
+class QuantizingBackend(Backend, Protocol):
+    """A runtime that can turn its own exported models into quantized ones."""
+
+    def quantizable(self, exported: ExportedModel, source: OptimizedModel) -> list[str]:
+        """Names of the modules of ``source.model`` whose weights can be quantized, in the order they compute."""
+        ...
+
+    def quantize(self, exported: ExportedModel, source: OptimizedModel, directory: Path, scheme: Scheme) -> None:
+        """Writes the quantized form of ``exported``, which came from ``source``, into ``directory`` (made here)."""
         ...

@@ -243,14 +243,16 @@ class _Flow:
             report=lambda *figure: figures.append(figure),
             metric=self.recipe.measure.metric,
             show_progress=sys.stderr.isatty(),
+            backends={name: load_backend(name) for name in self.recipe.export.backends},
         )
         try:
             with self.stages.time("train"):
                 outcome, cost = self.metered(step.name, lambda: step.apply(source, context))
         finally:  # the curve of a training that went wrong says why
-            shutil.rmtree(workdir, ignore_errors=True)
             for name, value, at in figures if self._recipe_run is not None else ():
                 self.recipe_run.log_progress(name, value, at)
+        if not outcome.builds:  # they lie in it until they are exported
+            shutil.rmtree(workdir, ignore_errors=True)
         record: StepRecord = replace(outcome.lineage[-1], cost=cost)
         return replace(outcome, lineage=(*outcome.lineage[:-1], record))
 
@@ -374,12 +376,6 @@ class _Flow:
         """Markdown links to the points' runs by variant."""
         experiment = self.recipe_run.experiment_id
         return {run.variant: tracking.run_link(experiment, run.run_id, run.variant) for _, run in self.points}
-
-
-def _check_backends(recipe: Recipe) -> None:
-    missing = [reason for name in recipe.export.backends if (reason := load_backend(name).is_available())]
-    if missing:
-        raise ConfigError(missing)
 
 
 def _point_params(exported: ExportedModel, prepared: StepRecord | None) -> dict[str, Any]:

@@ -13,17 +13,22 @@ import contextlib
 import copy
 import importlib.util
 import logging
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from .. import bundle
 from ..artifact import ExportedModel, OptimizedModel
 from ..errors import ExportError, IntegrityError, ModelError
+from ..interfaces import Scheme
+from ..onnx_quantization import quantize_graph, weighted_nodes
 from ..runtime import BundleError, Predictor, tasks
 from ..runtime import load as load_bundle
+from ..runtime.bundle import read_bundle
 from ..runtime.encoder import TokenizerFile
 from ..runtime.onnx_engine import MODEL, OnnxEngine
 from ..runtime.torch_engine import TorchEngine
@@ -57,18 +62,25 @@ _NOISY = (
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Warnings of the exporter's own insides off, and its loggers at ERROR, inside only."""
+    """Warnings of the exporter's own insides off, and its loggers at ERROR, inside only.
+
+    onnxruntime's quantizer logs through the root logger's functions, which give a root without a handler one that
+    stays, and from then on every line of ours would come twice.
+    """
     import onnxruntime.transformers.optimizer  # noqa: F401  (so that its loggers are there to be found)
 
     names = [name for name in list(logging.root.manager.loggerDict) if name.startswith(_NOISY)]
     levels = {name: logging.getLogger(name).level for name in {*names, *_NOISY}}
     for name in levels:
         logging.getLogger(name).setLevel(logging.ERROR)
+    nothing = logging.NullHandler()
+    logging.root.addHandler(nothing)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
+        logging.root.removeHandler(nothing)
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
 
@@ -152,6 +164,8 @@ class OnnxRuntimeBackend:
         """
         import torch
 
+        if source.builds:
+            return bundle.adopt(source, directory, backend=self.name)
         bundle.check_labels(source)
         task = tasks.find(source.task)
         dtype = str(source.model.dtype).removeprefix("torch.")
@@ -196,6 +210,31 @@ class OnnxRuntimeBackend:
                 )
             bundle.write(source, work, backend=self.name, inputs=inputs, notes=notes)
         return bundle.read(directory, verify=False)
+
+    def quantizable(self, exported: ExportedModel, source: OptimizedModel) -> list[str]:
+        """Names of the modules of ``source.model`` whose matrices can be quantized, in the graph's order."""
+        return list(weighted_nodes(exported.directory / MODEL, source.model))
+
+    def quantize(self, exported: ExportedModel, source: OptimizedModel, directory: Path, scheme: Scheme) -> None:
+        """Writes the quantized form of ``exported``, which came from ``source``, into ``directory`` (made here).
+
+        Raises:
+            ExportError: The folder exists or can't be written, or onnxruntime can't quantize the graph.
+        """
+        content = read_bundle(exported.directory).content
+        graph = exported.directory / MODEL
+        with bundle.staged(Path(directory)) as work:
+            shutil.copyfile(exported.directory / "tokenizer.json", work / "tokenizer.json")
+            with _quiet():
+                try:
+                    quantize_graph(graph, work / MODEL, scheme, weighted_nodes(graph, source.model))
+                except OSError:
+                    raise
+                except Exception as error:  # onnxruntime's quantizer raises many kinds of its own
+                    raise ExportError(f"onnxruntime can't quantize {type(source.model).__name__}: {error}") from error
+            quantized = {**asdict(scheme), "keep_float": sorted(scheme.keep_float)}
+            notes = {**content["notes"], "quantized": quantized}
+            bundle.write(source, work, backend=self.name, inputs=content["inputs"], notes=notes)
 
     def _check_length(
         self, engine: TorchEngine, encode: TokenizerFile, sample: Sequence[Any], source: OptimizedModel

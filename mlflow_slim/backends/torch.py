@@ -69,6 +69,8 @@ class TorchBackend:
         """
         import torch
 
+        if source.builds:
+            return bundle.adopt(source, directory, backend=self.name)
         task = tasks.find(source.task)
         dtype = str(source.model.dtype).removeprefix("torch.")
         threads = torch.get_num_threads()

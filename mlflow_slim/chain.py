@@ -1,0 +1,30 @@
+"""Says before any work why a chain of steps can't be done, or not for the runtimes asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .interfaces import Technique
+
+__all__ = ["chain_faults"]
+
+
+def chain_faults(steps: Sequence[Technique], backends: Sequence[str]) -> list[str]:
+    """One sentence for each thing that is wrong; empty when the chain makes sense."""
+    faults = []
+    for index, step in enumerate(steps):
+        runs_on: tuple[str, ...] = getattr(step, "runs_on", ())
+        if not runs_on:
+            continue
+        if index < len(steps) - 1:
+            faults.append(
+                f"steps[{index + 1}] {steps[index + 1].name!r} can't follow {step.name!r}, whose outcome exists only "
+                f"in the form of {' and '.join(runs_on)} and can't be changed any more. Put {step.name!r} last."
+            )
+        wrong = [name for name in backends if name not in runs_on]
+        if wrong:
+            faults.append(
+                f"{step.name!r} runs on {' and '.join(runs_on)}, not on {' or '.join(wrong)}. "
+                f"Write export.backends={','.join(name for name in backends if name in runs_on) or runs_on[0]}."
+            )
+    return faults
