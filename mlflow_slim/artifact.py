@@ -23,11 +23,13 @@ class OptimizationCost:
         duration_s: Wall time of the step, seconds.
         energy_kwh: Energy of the step; None when it was not measured.
         grade: Provenance of the energy figure, "A" (counter) to "D" (assumed); None with no energy.
+        no_energy: Why the energy was not measured; empty when it was.
     """
 
     duration_s: float
     energy_kwh: float | None = None
     grade: str | None = None
+    no_energy: str = ""
 
 
 @dataclass(frozen=True)

@@ -261,14 +261,14 @@ class _Flow:
         start = time.perf_counter()
         if self.meter is None:
             outcome = work()
-            return outcome, OptimizationCost(time.perf_counter() - start)
+            return outcome, OptimizationCost(time.perf_counter() - start, no_energy=self.meter_reason)
         with self.meter.long_window(name) as window:
             outcome = work()
         try:
             spent = window.result
         except MeasurementError as error:  # the work is done and worth keeping
             logger.warning("The energy of %s was not measured: %s", name, error)
-            return outcome, OptimizationCost(time.perf_counter() - start)
+            return outcome, OptimizationCost(time.perf_counter() - start, no_energy=str(error))
         grade = self.meter.provenance.grade([spent])
         return outcome, OptimizationCost(spent.duration_s, spent.energy_kwh, grade)
 

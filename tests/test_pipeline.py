@@ -337,7 +337,7 @@ def test_texts_of_five_thousand_words_are_cut_and_go_through(
 ) -> None:
     path = tmp_path / "pairs.jsonl"
     words = "the movie was a good film and the plot was great " * 455
-    rows = [{"text": words + str(i), "other": words[::-1] + str(i), "label": i % 2} for i in range(40)]
+    rows = [{"text": words + str(i), "other": words[::-1] + str(i), "label": i % 2} for i in range(20)]
     path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
     more = {"text": "text", "text_pair": "other", "label": "label", "steps.distill.epochs": 1, "baseline.epochs": 1}
     found = slim.run("distill", **options(make_tiny_classifier(labels=("a", "b", "c")), path, **more))
@@ -472,13 +472,14 @@ def test_a_model_measured_against_itself_is_never_faster_and_every_figure_is_the
     reports = slim.measure(
         folder, str(reviews), against=folder, text="the review", label="stars/5", region="FRA", **budget
     )
-    assert reports[1].tags["slim.speed.verdict"] in ("equivalent", "inconclusive")
+    # A machine too busy to time anything leaves the verdict out, with the reason in the figure's place.
+    assert reports[1].tags.get("slim.speed.verdict", "inconclusive") in ("equivalent", "inconclusive")
     for report in reports:
         for key in (
             "energy/wh_per_1k_samples", "emissions/gco2e_per_1k_samples", "load/cold_start_s", "memory/peak_mib",
             "latency/p50_ms", "throughput/samples_per_s", "size/disk_mib", "quality/accuracy",
         ):  # fmt: skip
-            assert report.metrics[key] >= 0 or key in report.tags
+            assert (key in report.metrics) != (f"slim.absent.{key}" in report.tags), key
 
 
 def test_a_fresh_process_that_dies_costs_its_own_figures_only(

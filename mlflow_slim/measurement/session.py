@@ -432,7 +432,8 @@ def _optimization(spent: Sequence[OptimizationCost], sheet: _Sheet, session: Ses
     energies = [cost.energy_kwh for cost in spent if cost.energy_kwh is not None]
     if len(energies) < len(spent):
         for missing in ("optimize/energy_kwh", "optimize/emissions_kgco2e"):
-            sheet.absent(missing, session.no_energy or "the energy of a step was not measured")
+            reasons = [cost.no_energy for cost in spent if cost.no_energy]
+            sheet.absent(missing, reasons[0] if reasons else "the energy of a step was not measured")
         return
     sheet.metrics["optimize/energy_kwh"] = sum(energies)
     if session.intensity is not None:
