@@ -30,6 +30,11 @@ TECHNIQUES = {
     "distill.hidden": "mlflow_slim.techniques.distill_hidden:DistillHidden",
     "distill.logits": "mlflow_slim.techniques.distill_logits:DistillLogits",
     "finetune.full": "mlflow_slim.techniques.finetune_full:FinetuneFull",
+    "prune.depth": "mlflow_slim.techniques.prune_depth:PruneDepth",
+    "prune.heads": "mlflow_slim.techniques.prune_heads:PruneHeads",
+    "prune.magnitude": "mlflow_slim.techniques.prune_magnitude:PruneMagnitude",
+    "prune.vocabulary": "mlflow_slim.techniques.prune_vocabulary:PruneVocabulary",
+    "prune.width": "mlflow_slim.techniques.prune_width:PruneWidth",
     "quantize.dynamic": "mlflow_slim.techniques.quantize_dynamic:QuantizeDynamic",
 }
 

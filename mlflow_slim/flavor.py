@@ -26,6 +26,7 @@ from . import __version__, bundle, manifest
 from .artifact import ExportedModel
 from .errors import InputNotFound, IntegrityError, ModelError, TrackingError, UnsafeModelError
 from .runtime import BundleError, load
+from .runtime.narrowed import KEY
 from .runtime.pyfunc import Served, serving_threads
 
 if TYPE_CHECKING:
@@ -142,10 +143,15 @@ def _add_onnx_flavor(model: Model) -> None:
 
 
 def _add_transformers_flavor(model: Model, path: Path, exported: ExportedModel) -> None:
-    """Lets ``mlflow.transformers.load_model`` read the same weights; only the tokenizer is there twice."""
+    """Lets ``mlflow.transformers.load_model`` read the same weights; only the tokenizer is there twice.
+
+    Not for shapes that transformers can't load.
+    """
     import transformers
 
     config = json.loads((path / _BUNDLE / "config.json").read_text(encoding="utf-8"))
+    if KEY in config:
+        return
     tokenizer = json.loads((path / _BUNDLE / "tokenizer_config.json").read_text(encoding="utf-8"))
     target = path / "components" / "tokenizer"
     target.mkdir(parents=True)

@@ -25,6 +25,7 @@ __all__ = [
     "Changes",
     "Context",
     "Input",
+    "Kind",
     "Predictor",
     "QuantizingBackend",
     "Scheme",
@@ -101,6 +102,8 @@ class Context:
         metric: Headline metric that the user chose; None lets the data decide.
         show_progress: True on a terminal.
         backends: The runtimes that the outcome is for, by name; what a technique builds itself, it builds for these.
+        original: The model that the whole recipe starts from, the teacher for getting quality back; None outside
+            of recipes, where the step's own source is.
     """
 
     task: Task
@@ -114,6 +117,7 @@ class Context:
     metric: str | None = None
     show_progress: bool = False
     backends: Mapping[str, Backend] = field(default_factory=dict)
+    original: OptimizedModel | None = None
 
 
 @runtime_checkable
@@ -257,30 +261,59 @@ class Backend(Protocol):
         ...
 
 
+Kind: TypeAlias = Literal["dynamic", "static", "weight_only"]
+
+
 @dataclass(frozen=True)
 class Scheme:
     """How weights and activations become integers.
 
     Attributes:
-        kind: ``dynamic``: int8 weights, activations scaled when the model runs.
+        kind: ``dynamic``: int8 weights, activations scaled when the model runs; ``static``: int8 weights and
+            activations, scaled as calibration rows say; ``weight_only``: integer weights, computed with as floats.
         per_channel: A scale for every output channel of a weight instead of one for all.
         reduce_range: 7 bits for weights, so that CPUs without VNNI don't saturate when they add products of two.
         keep_float: Names of the modules whose weights stay as they are, of those that `quantizable` lists.
+        bits: Bits of a weight, 8 or 4; ``weight_only``.
+        block_size: Weights that share a scale, a power of 2 >= 16; ``weight_only``.
+        calibrate: How the range of an activation is found in what calibration rows give; ``static``.
+        smooth: Share of the difficulty that moves from activations to weights (SmoothQuant's alpha); None for none
+            of it; ``static``.
     """
 
-    kind: Literal["dynamic"]
+    kind: Kind
     per_channel: bool = True
     reduce_range: bool = False
     keep_float: frozenset[str] = frozenset()
+    bits: int = 8
+    block_size: int = 32
+    calibrate: Literal["minmax", "entropy", "percentile"] = "minmax"
+    smooth: float | None = None
 
 
 class QuantizingBackend(Backend, Protocol):
     """A runtime that can turn its own exported models into quantized ones."""
 
-    def quantizable(self, exported: ExportedModel, source: OptimizedModel) -> list[str]:
+    kinds: tuple[Kind, ...]
+    """The kinds of `Scheme` it knows."""
+
+    def quantizable(self, exported: ExportedModel, source: OptimizedModel, kind: Kind) -> list[str]:
         """Names of the modules of ``source.model`` whose weights can be quantized, in the order they compute."""
         ...
 
-    def quantize(self, exported: ExportedModel, source: OptimizedModel, directory: Path, scheme: Scheme) -> None:
-        """Writes the quantized form of ``exported``, which came from ``source``, into ``directory`` (made here)."""
+    def quantize(
+        self,
+        exported: ExportedModel,
+        source: OptimizedModel,
+        directory: Path,
+        scheme: Scheme,
+        rows: Sequence[Input],
+    ) -> None:
+        """Writes the quantized form of ``exported``, which came from ``source``, into ``directory`` (made here).
+
+        ``rows`` are inputs to calibrate on; only ``static`` looks at them.
+
+        Raises:
+            ExportError: The folder exists or can't be written, or the runtime can't quantize this model.
+        """
         ...

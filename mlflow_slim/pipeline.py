@@ -147,7 +147,8 @@ def _train_along(recipe: Recipe, threads: int) -> Outcome:
     ):
         flow = _Flow(recipe, None, Path(folder), threads, _Stages())
         inputs = load_inputs(recipe, flow.folder, flow.download)
-        current, steps = flow.baseline(inputs)
+        flow.original, steps = flow.baseline(inputs)
+        current = flow.original
         for step in steps:
             current = flow.apply(step, current, inputs)
     return Outcome(recipe, "", (), (), {}, (), "")
@@ -166,6 +167,7 @@ class _Flow:
         self.meter: EnergyMeter | None = None
         self.meter_reason = ""
         self.prepared: StepRecord | None = None
+        self.original: OptimizedModel | None = None
 
     @property
     def recipe_run(self) -> RecipeRun:
@@ -195,6 +197,7 @@ class _Flow:
     def optimize(self, inputs: Inputs) -> None:
         """Baseline, then every step; each outcome is exported, logged and checked at once."""
         current, steps = self.baseline(inputs)
+        self.original = current
         finals = self.recipe.export.backends
         self.add(current, "torch", inputs, is_output=not steps and finals == ("torch",))
         for step in steps:
@@ -244,6 +247,7 @@ class _Flow:
             metric=self.recipe.measure.metric,
             show_progress=sys.stderr.isatty(),
             backends={name: load_backend(name) for name in self.recipe.export.backends},
+            original=self.original,
         )
         try:
             with self.stages.time("train"):
@@ -254,6 +258,8 @@ class _Flow:
         if not outcome.builds:  # they lie in it until they are exported
             shutil.rmtree(workdir, ignore_errors=True)
         record: StepRecord = replace(outcome.lineage[-1], cost=cost)
+        if "caution" in record.notes:
+            self.say(str(record.notes["caution"]))
         return replace(outcome, lineage=(*outcome.lineage[:-1], record))
 
     def metered(self, name: str, work: Callable[[], OptimizedModel]) -> tuple[OptimizedModel, OptimizationCost]:

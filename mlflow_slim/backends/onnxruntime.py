@@ -24,7 +24,7 @@ from typing import Any
 from .. import bundle
 from ..artifact import ExportedModel, OptimizedModel
 from ..errors import ExportError, IntegrityError, ModelError
-from ..interfaces import Scheme
+from ..interfaces import Kind, Scheme
 from ..onnx_quantization import quantize_graph, weighted_nodes
 from ..runtime import BundleError, Predictor, tasks
 from ..runtime import load as load_bundle
@@ -141,6 +141,7 @@ class OnnxRuntimeBackend:
     """Writes and runs ONNX."""
 
     name = "onnxruntime"
+    kinds: tuple[Kind, ...] = ("dynamic",)
 
     def is_available(self) -> str | None:
         """None when onnxruntime and tokenizers are installed, else what to install."""
@@ -211,11 +212,18 @@ class OnnxRuntimeBackend:
             bundle.write(source, work, backend=self.name, inputs=inputs, notes=notes)
         return bundle.read(directory, verify=False)
 
-    def quantizable(self, exported: ExportedModel, source: OptimizedModel) -> list[str]:
+    def quantizable(self, exported: ExportedModel, source: OptimizedModel, kind: Kind) -> list[str]:  # noqa: ARG002
         """Names of the modules of ``source.model`` whose matrices can be quantized, in the graph's order."""
         return list(weighted_nodes(exported.directory / MODEL, source.model))
 
-    def quantize(self, exported: ExportedModel, source: OptimizedModel, directory: Path, scheme: Scheme) -> None:
+    def quantize(
+        self,
+        exported: ExportedModel,
+        source: OptimizedModel,
+        directory: Path,
+        scheme: Scheme,
+        rows: Sequence[Any],  # noqa: ARG002
+    ) -> None:
         """Writes the quantized form of ``exported``, which came from ``source``, into ``directory`` (made here).
 
         Raises:

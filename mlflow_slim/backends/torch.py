@@ -1,7 +1,7 @@
 """Backend ``torch``: the folder that transformers itself reads, run by torch.
 
-The weights are safetensors and the folder loads with ``from_pretrained`` as it stands, so a shape that
-transformers' configuration can't express (one narrowed layer) is found here, by loading what was saved.
+The weights are safetensors and the folder loads with ``from_pretrained`` as it stands, unless it has shapes that
+transformers' configuration can't express (a layer with fewer heads): those are written beside it for our own loader.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from ..artifact import ExportedModel, OptimizedModel
 from ..errors import ExportError, IntegrityError, ModelError
 from ..runtime import BundleError, Predictor, tasks
 from ..runtime import load as load_bundle
+from ..runtime.narrowed import KEY
 from ..runtime.torch_engine import TorchEngine, load_model, quiet_transformers, transformers_encoder
+from ..structure import narrowed_shapes
 
 __all__ = ["BACKEND", "TorchBackend"]
 
@@ -25,8 +27,8 @@ __all__ = ["BACKEND", "TorchBackend"]
 _TOLERANCE = {"float64": 1e-4, "float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 
 
-def _name_the_labels(config: Path, source: OptimizedModel) -> None:
-    """Puts the task's labels into ``config.json``, so that transformers' own pipeline answers with them."""
+def _complete(config: Path, source: OptimizedModel) -> None:
+    """Puts the task's labels, for transformers' own pipeline, and narrowed shapes into ``config.json``."""
     labels = [str(label) for label in source.spec["labels"]]
     content = json.loads(config.read_text(encoding="utf-8"))
     if content.get("auto_map"):
@@ -40,6 +42,9 @@ def _name_the_labels(config: Path, source: OptimizedModel) -> None:
         content["problem_type"] = "multi_label_classification"
     elif content.get("problem_type") != "single_label_classification":
         content["problem_type"] = "single_label_classification" if len(labels) > 1 else None
+    content.pop(KEY, None)  # of the model this one was made from
+    if shapes := narrowed_shapes(source.model):
+        content[KEY] = shapes
     config.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -80,7 +85,7 @@ class TorchBackend:
             with quiet_transformers():
                 source.model.save_pretrained(str(work))
             inputs = bundle.save_tokenizer(source, work, sample, whole=True)
-            _name_the_labels(work / "config.json", source)
+            _complete(work / "config.json", source)
             encode = transformers_encoder(work, inputs["names"], max_length=max_length)
             try:
                 reloaded = load_model(work, task.LIBRARY_CLASS).to(source.model.device).eval()

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from .encoder import cut_long_pairs
+from .narrowed import narrow, shapes_in
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ def load_model(directory: Path, library_class: str) -> Any:
     import transformers
 
     refuse_code(directory)
+    shapes = shapes_in(directory)
     with quiet_transformers():
         model, report = getattr(transformers, library_class).from_pretrained(
             str(directory),
@@ -64,7 +66,10 @@ def load_model(directory: Path, library_class: str) -> Any:
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=bool(shapes),
         )
+    if shapes:
+        report = narrow(model, report, directory, shapes)
     # transformers only warns here and goes on with random weights
     wrong = {kind: sorted(map(str, names)) for kind, names in report.items() if kind.endswith("_keys") and names}
     if wrong:

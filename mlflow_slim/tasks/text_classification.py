@@ -113,6 +113,7 @@ class TextClassification:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         from ..quiet import quiet_transformers
+        from ..runtime.narrowed import narrow, shapes_in
 
         names = list(data.spec["labels"])
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
@@ -137,6 +138,8 @@ class TextClassification:
                     if data.spec["multi_label"]
                     else "single_label_classification",
                 )
+                if shapes := shapes_in(directory):
+                    info = narrow(model, info, directory, shapes)
         except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ModelError(

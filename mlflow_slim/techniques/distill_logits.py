@@ -6,20 +6,16 @@ and kept, so the teacher costs one forward pass over the data whatever the numbe
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..artifact import OptimizedModel, StepRecord
 from ..depth import LayerMap
 from ..interfaces import Context
-from ..losses import distillation_loss
-from ..scoring import outputs_of, validation_scorer
+from ..learning import learn_logits
 from ..student import check_student, make_student
-from ..training import FitOptions, fit, training_rows
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from ..training import FitOptions
 
 __all__ = ["DistillLogits"]
 
@@ -60,30 +56,14 @@ class DistillLogits(BaseModel):
         student, made = make_student(
             source, context, student=self.student, layers=self.layers, layer_map=self.layer_map
         )
-        teacher_rows = training_rows(source, context.data.train, context)
-        teacher = outputs_of(source.model.to(context.device), source.processor, teacher_rows)
-        source.model.to("cpu")
-        multi_label = bool(source.spec.get("multi_label"))
-
-        def loss(model: object, inputs: dict[str, object], extra: dict[str, Tensor]) -> Tensor:
-            logits = model(**inputs).logits  # type: ignore[operator]
-            soft = distillation_loss(
-                logits, extra["teacher_logits"], temperature=self.temperature, multi_label=multi_label
-            )
-            hard: Tensor = context.task.loss(logits, extra["labels"], source.spec)
-            return self.alpha * soft + (1 - self.alpha) * hard
-
-        metric, score = validation_scorer(student, context)
-        result = fit(
-            student.model,
-            student.processor,
-            training_rows(student, context.data.train, context, {"teacher_logits": teacher}),
-            loss,
-            score,
-            FitOptions(self.epochs, self.learning_rate, self.batch_size, self.weight_decay),
+        result = learn_logits(
+            student,
+            source,
             context,
-            metric=metric,
+            FitOptions(self.epochs, self.learning_rate, self.batch_size, self.weight_decay),
+            temperature=self.temperature,
+            alpha=self.alpha,
             label=self.name,
         )
         record = StepRecord(self.name, self.model_dump(mode="json"), {**made, **result.notes()})
-        return source.after(record, student.model.to("cpu"), processor=student.processor, spec=student.spec)
+        return source.after(record, student.model, processor=student.processor, spec=student.spec)

@@ -6,14 +6,15 @@ Also makes the baseline when the given model has no trained head for the data's 
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..artifact import OptimizedModel, StepRecord
 from ..interfaces import Context
-from ..scoring import validation_scorer
-from ..training import FitOptions, fit, training_rows
+from ..learning import learn_labels
+from ..training import FitOptions
 
 __all__ = ["FinetuneFull"]
 
@@ -35,23 +36,8 @@ class FinetuneFull(BaseModel):
         Raises:
             TrainingDiverged: The loss became NaN or infinite.
         """
-        model = copy.deepcopy(source.model)
-        task = context.task
-
-        def loss(model: object, inputs: dict[str, object], extra: dict[str, object]) -> object:
-            return task.loss(model(**inputs).logits, extra["labels"], source.spec)  # type: ignore[operator]
-
-        metric, score = validation_scorer(source, context)
-        result = fit(
-            model,
-            source.processor,
-            training_rows(source, context.data.train, context),
-            loss,
-            score,
-            FitOptions(self.epochs, self.learning_rate, self.batch_size, self.weight_decay),
-            context,
-            metric=metric,
-            label=self.name,
-        )
+        tuned = replace(source, model=copy.deepcopy(source.model))
+        options = FitOptions(self.epochs, self.learning_rate, self.batch_size, self.weight_decay)
+        result = learn_labels(tuned, context, options, label=self.name)
         record = StepRecord(self.name, self.model_dump(mode="json"), result.notes())
-        return source.after(record, model.to("cpu"))
+        return source.after(record, tuned.model)

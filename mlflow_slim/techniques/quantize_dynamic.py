@@ -106,7 +106,7 @@ class _Search:
         self.metric = context.metric or context.task.headline(validation.references, source.spec)[0]
         self.exported = backend.export(source, self.folder / "float", self.inputs[:32])
         self.expected = self._answers(self.exported.directory)
-        self.modules = backend.quantizable(self.exported, source)
+        self.modules = backend.quantizable(self.exported, source, "dynamic")
         self.tried = 0
 
     def _answers(self, folder: Path) -> np.ndarray:
@@ -117,7 +117,7 @@ class _Search:
 
         self.tried += 1
         folder = self.folder / f"trial-{self.tried}"
-        self.backend.quantize(self.exported, self.source, folder, scheme)
+        self.backend.quantize(self.exported, self.source, folder, scheme, self.inputs)
         found, task, spec = self._answers(folder), self.context.task, self.source.spec
         if not np.isfinite(found).all():
             raise ExportError("The quantized model answers with values that are no numbers. Try per_channel=true.")

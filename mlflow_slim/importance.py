@@ -1,0 +1,200 @@
+"""How much the answers depend on each unit of a model: scores that say what to take out first.
+
+A unit is a column of what a matrix takes in: a head's columns of an attention output, a neuron of a feed-forward
+part, a dimension of the hidden states. Scores are means over real rows of |x . dL/dx| summed inside the unit
+(first-order Taylor: Michel et al. 2019, arXiv:1905.10650, eq. 2, for heads; Molchanov et al. 2019,
+arXiv:1906.10771, eq. 8, for neurons), or of the size of what the unit sends on (``activation``).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from .artifact import OptimizedModel
+    from .interfaces import Context
+
+__all__ = ["Importance", "gates", "keep_most_important", "layer_scores", "unit_scores"]
+
+Importance: TypeAlias = Literal["taylor", "activation"]
+_BATCH = 16
+
+
+@contextmanager
+def gates(model: Any, sizes: Mapping[str, int], values: Mapping[str, Any]) -> Iterator[None]:
+    """Multiplies what the modules of ``sizes`` take in with ``values``, unit by unit, while inside.
+
+    Args:
+        model: A torch module.
+        sizes: Name of a module -> width of one unit in its input.
+        values: Name of a module -> tensor ``(rows, units)`` or ``(1, units)``.
+    """
+
+    def gate(name: str) -> Any:
+        def multiply(_: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+            spread = values[name].repeat_interleave(sizes[name], dim=-1)
+            return (inputs[0] * spread[:, None, :], *inputs[1:])
+
+        return multiply
+
+    handles = [model.get_submodule(name).register_forward_pre_hook(gate(name)) for name in sizes]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def unit_scores(
+    source: OptimizedModel, sizes: Mapping[str, int], context: Context, *, importance: Importance, rows: int
+) -> dict[str, np.ndarray]:
+    """Scores of the units of every module of ``sizes``, float64 ``(units,)``, over training rows.
+
+    Args:
+        source: The model; it is left as it is.
+        sizes: Name of a module whose input holds the units -> width of one unit.
+        context: Rows and task.
+        importance: ``taylor`` or ``activation``.
+        rows: Training rows to look at, at most; taken evenly.
+    """
+    import numpy as np
+
+    model = source.model.to(context.device).eval()
+    totals = {name: np.zeros(model.get_submodule(name).in_features // size) for name, size in sizes.items()}
+    seen = 0
+    for batch, references in _batches(source, context, rows):
+        if importance == "taylor":
+            _add_taylor(model, context.task, source.spec, batch, references, sizes, totals)
+        else:
+            _add_activation(model, batch, sizes, totals)
+        seen += len(references)
+    model.to("cpu")
+    return {name: total / seen for name, total in totals.items()}
+
+
+def _add_taylor(
+    model: Any,
+    task: Any,
+    spec: Mapping[str, Any],
+    batch: Mapping[str, Any],
+    labels: Any,
+    sizes: Mapping[str, int],
+    totals: Mapping[str, np.ndarray],
+) -> None:
+    """The gradient of a gate that is one is the sum of x . dL/dx over what it gates: all that is asked for."""
+    import torch
+
+    rows = len(labels)
+    values = {
+        name: torch.ones(rows, len(total), requires_grad=True, device=labels.device) for name, total in totals.items()
+    }
+    with torch.enable_grad(), gates(model, sizes, values):
+        loss = task.loss(model(**batch).logits, labels, spec) * rows  # the loss is a mean; a row's own part is wanted
+        gradients = torch.autograd.grad(loss, list(values.values()))
+    for name, gradient in zip(values, gradients, strict=True):
+        totals[name][:] += gradient.abs().sum(dim=0).double().cpu().numpy()
+
+
+def _add_activation(
+    model: Any, batch: Mapping[str, Any], sizes: Mapping[str, int], totals: Mapping[str, np.ndarray]
+) -> None:
+    """Size of a unit's input times the size of the weights it meets, over tokens that are no padding."""
+    import torch
+
+    mask = batch["attention_mask"].bool()
+
+    def record(name: str) -> Any:
+        def add(module: Any, inputs: tuple[Any, ...]) -> None:
+            values = inputs[0][mask].abs() if inputs[0].dim() == 3 else inputs[0].abs()
+            felt = values * module.weight.norm(dim=0)
+            units = felt.reshape(len(felt), -1, sizes[name]).sum(dim=-1).sum(dim=0)
+            totals[name][:] += units.double().cpu().numpy() / values.shape[0] * len(mask)
+
+        return add
+
+    handles = [model.get_submodule(name).register_forward_pre_hook(record(name)) for name in sizes]
+    try:
+        with torch.inference_mode():
+            model(**batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def keep_most_important(
+    scores: Sequence[np.ndarray], sparsity: float, *, scope: Literal["layer", "global"], at_least: int = 1
+) -> list[list[int]]:
+    """Which units stay, ascending, for each layer's scores.
+
+    Args:
+        scores: One array a layer.
+        sparsity: Share of units to take out, 0 to below 1, of each layer or of all together.
+        scope: ``layer`` takes the same share of every layer, ``global`` compares the units of all layers, each
+            layer's scores divided by their root mean square (Michel et al. 2019, section 4.1, normalise by layer).
+        at_least: Units that every layer keeps.
+
+    >>> import numpy as np
+    >>> keep_most_important([np.array([1.0, 3, 2]), np.array([9.0, 8, 7])], 1 / 3, scope="layer")
+    [[1, 2], [0, 1]]
+    """
+    import numpy as np
+
+    if scope == "layer":
+        counts = [max(at_least, round(len(layer) * (1 - sparsity))) for layer in scores]
+        return [sorted(np.argsort(-layer, kind="stable")[:n].tolist()) for layer, n in zip(scores, counts, strict=True)]
+    normal = [layer / max(float(np.sqrt(np.mean(layer**2))), 1e-30) for layer in scores]
+    kept = [sorted(np.argsort(-layer, kind="stable")[:at_least].tolist()) for layer in normal]
+    ranked = sorted(((-value, i, j) for i, layer in enumerate(normal) for j, value in enumerate(layer)))
+    room = round(sum(map(len, scores)) * (1 - sparsity)) - sum(map(len, kept))
+    for _, i, j in ranked:
+        if room <= 0:
+            break
+        if j not in kept[i]:
+            kept[i].append(j)
+            room -= 1
+    return [sorted(layer) for layer in kept]
+
+
+def layer_scores(source: OptimizedModel, context: Context, *, rows: int) -> list[float]:
+    """How much each layer turns the hidden states: mean of 1 - cos(input, output) over tokens, 0 to 2.
+
+    Args:
+        source: The model; it is left as it is.
+        context: Rows and task.
+        rows: Training rows to look at, at most; taken evenly.
+    """
+    import torch
+
+    model = source.model.to(context.device).eval()
+    totals: list[float] = []
+    tokens = 0
+    for batch, _ in _batches(source, context, rows):
+        mask = batch["attention_mask"].bool()
+        with torch.inference_mode():
+            states = model(**batch, output_hidden_states=True).hidden_states
+        turned = [
+            float((1 - torch.cosine_similarity(before[mask].double(), after[mask].double(), dim=-1)).sum())
+            for before, after in itertools.pairwise(states)
+        ]
+        totals = [a + b for a, b in zip(totals or [0.0] * len(turned), turned, strict=True)]
+        tokens += int(mask.sum())
+    model.to("cpu")
+    return [total / tokens for total in totals]
+
+
+def _batches(source: OptimizedModel, context: Context, rows: int) -> Iterator[tuple[dict[str, Any], Any]]:
+    """Encoded training rows and their references, evenly from all of them, on the context's device."""
+    import torch
+
+    train = context.data.train
+    chosen = list(range(0, len(train), -(-len(train) // rows)))
+    encoded = context.task.encode(source.processor, [train.inputs[row] for row in chosen], source.spec)
+    for start in range(0, len(chosen), _BATCH):
+        padded = source.processor.pad(encoded[start : start + _BATCH], return_tensors="pt")
+        references = torch.as_tensor(train.references[chosen[start : start + _BATCH]], device=context.device)
+        yield {name: tensor.to(context.device) for name, tensor in padded.items()}, references

@@ -1,0 +1,324 @@
+"""Where a transformer keeps its heads and neurons, and taking some of them out so that the matrices get smaller.
+
+A layer is known by the names of its parts (`LAYOUTS`); an architecture that is not there is one more line. What
+is taken out is named by the units that stay, so the order of importance is somebody else's business (`importance`).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .depth import find_layers
+from .errors import ModelError
+from .runtime.narrowed import is_shape
+
+__all__ = [
+    "Layout",
+    "Parts",
+    "find_parts",
+    "keep_heads",
+    "keep_neurons",
+    "keep_width",
+    "narrowed_shapes",
+]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names of a layer's linear modules, relative to the layer.
+
+    Attributes:
+        queries: Query, key and value, whose outputs are heads side by side.
+        mixed: What takes the heads' outputs.
+        up: What gives the neurons of the feed-forward part; two of them when one gates the other.
+        down: What takes the neurons.
+        heads: False where heads share something between layers, so that they can't be taken out one by one.
+    """
+
+    queries: tuple[str, ...]
+    mixed: str
+    up: tuple[str, ...]
+    down: str
+    heads: bool = True
+
+
+LAYOUTS = (
+    # BERT, RoBERTa, XLM-RoBERTa, CamemBERT, ELECTRA
+    Layout(
+        ("attention.self.query", "attention.self.key", "attention.self.value"),
+        "attention.output.dense",
+        ("intermediate.dense",),
+        "output.dense",
+    ),
+    # DistilBERT
+    Layout(("attention.q_lin", "attention.k_lin", "attention.v_lin"), "attention.out_lin", ("ffn.lin1",), "ffn.lin2"),
+    # MPNet: one table of relative positions, with an entry for each head, serves all layers
+    Layout(
+        ("attention.attn.q", "attention.attn.k", "attention.attn.v"),
+        "attention.attn.o",
+        ("intermediate.dense",),
+        "output.dense",
+        heads=False,
+    ),
+    # DeBERTa v2 and v3: relative positions are projected by the queries' and keys' own matrices
+    Layout(
+        ("attention.self.query_proj", "attention.self.key_proj", "attention.self.value_proj"),
+        "attention.output.dense",
+        ("intermediate.dense",),
+        "output.dense",
+        heads=False,
+    ),
+    # Llama, Mistral, Qwen: heads of keys are shared by several of queries
+    Layout(
+        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        "self_attn.o_proj",
+        ("mlp.gate_proj", "mlp.up_proj"),
+        "mlp.down_proj",
+        heads=False,
+    ),
+)
+
+_HEAD_COUNTS = ("num_attention_heads", "n_heads", "num_heads")
+_HEAD_SIZES = ("attention_head_size", "head_dim")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The linear modules of one layer, by their full names in the model.
+
+    Attributes:
+        layer: Index of the layer.
+        queries, mixed, up, down: As in `Layout`.
+        attention: Names of the modules that count this layer's heads.
+        heads: Number of heads.
+        head_size: Width of a head.
+        neurons: Number of neurons.
+        heads_can_go: As ``Layout.heads``.
+    """
+
+    layer: int
+    queries: tuple[str, ...]
+    mixed: str
+    up: tuple[str, ...]
+    down: str
+    attention: tuple[str, ...]
+    heads: int
+    head_size: int
+    neurons: int
+    heads_can_go: bool
+
+
+def find_parts(model: Any) -> list[Parts]:
+    """The parts of every layer of a model.
+
+    Raises:
+        ModelError: It has no list of layers, or its layers are of an unknown kind.
+    """
+    prefix, layers = find_layers(model)
+    found = []
+    for index, layer in enumerate(layers):
+        layout = next((layout for layout in LAYOUTS if _fits(layout, layer)), None)
+        if layout is None:
+            kind = getattr(model.config, "model_type", type(model).__name__)
+            raise ModelError(
+                f"Can't find the heads and neurons of a {kind!r} model: its layers have parts of other names than "
+                "those known (BERT, RoBERTa, ELECTRA, DistilBERT, MPNet, DeBERTa and Llama families). "
+                "Take whole layers out instead: steps: [{technique: prune.depth}]."
+            )
+        here = f"{prefix}.{index}."
+        attention = [
+            name
+            for name, module in layer.named_modules()
+            if any(type(getattr(module, count, None)) is int for count in _HEAD_COUNTS)
+        ]
+        head_size = _head_size(model.config, [layer.get_submodule(name) for name in attention])
+        found.append(
+            Parts(
+                layer=index,
+                queries=tuple(here + name for name in layout.queries),
+                mixed=here + layout.mixed,
+                up=tuple(here + name for name in layout.up),
+                down=here + layout.down,
+                attention=tuple((here + name).rstrip(".") for name in attention),
+                heads=int(layer.get_submodule(layout.queries[0]).out_features) // head_size,
+                head_size=head_size,
+                neurons=int(layer.get_submodule(layout.down).in_features),
+                heads_can_go=layout.heads,
+            )
+        )
+    return found
+
+
+def _fits(layout: Layout, layer: Any) -> bool:
+    import torch
+
+    names = {name for name, module in layer.named_modules() if isinstance(module, torch.nn.Linear)}
+    return {*layout.queries, layout.mixed, *layout.up, layout.down} <= names
+
+
+def _head_size(config: Any, attention: Sequence[Any]) -> int:
+    for module in attention:
+        for name in _HEAD_SIZES:
+            if type(getattr(module, name, None)) is int:
+                return int(getattr(module, name))
+    return int(config.hidden_size) // int(config.num_attention_heads)
+
+
+def _keep_outputs(model: Any, name: str, kept: Any) -> None:
+    linear = model.get_submodule(name)
+    _replace(linear, "weight", linear.weight[kept])
+    if linear.bias is not None:
+        _replace(linear, "bias", linear.bias[kept])
+    linear.out_features = len(kept)
+
+
+def _keep_inputs(model: Any, name: str, kept: Any) -> None:
+    linear = model.get_submodule(name)
+    _replace(linear, "weight", linear.weight[:, kept])
+    linear.in_features = len(kept)
+
+
+def _replace(module: Any, name: str, values: Any) -> None:
+    import torch
+
+    setattr(module, name, torch.nn.Parameter(values.detach().clone().contiguous()))
+
+
+def keep_heads(model: Any, kept: Mapping[int, Sequence[int]]) -> Any:
+    """A deep copy of ``model`` with only the heads ``kept`` of each layer, by the layer's index.
+
+    Raises:
+        ModelError: The architecture's heads can't be taken out, or a layer would have none left.
+    """
+    import torch
+
+    pruned = copy.deepcopy(model)
+    for parts in find_parts(pruned):
+        heads = sorted(kept.get(parts.layer, range(parts.heads)))
+        if len(heads) == parts.heads:
+            continue
+        if not parts.heads_can_go:
+            raise ModelError(
+                f"Heads of a {model.config.model_type!r} model can't be taken out one by one: its layers share what "
+                "belongs to a head. Use prune.width, prune.depth or a distilled student."
+            )
+        if not heads:
+            raise ModelError(f"Layer {parts.layer} would have no heads left. Keep one at least, or use prune.depth.")
+        columns = torch.cat([torch.arange(h * parts.head_size, (h + 1) * parts.head_size) for h in heads])
+        for name in parts.queries:
+            _keep_outputs(pruned, name, columns)
+        _keep_inputs(pruned, parts.mixed, columns)
+        for name in parts.attention:
+            module = pruned.get_submodule(name)
+            for count in _HEAD_COUNTS:
+                if type(getattr(module, count, None)) is int:
+                    setattr(module, count, len(heads))
+            if type(getattr(module, "all_head_size", None)) is int:
+                module.all_head_size = len(columns)
+    return pruned
+
+
+def keep_neurons(model: Any, kept: Mapping[int, Sequence[int]]) -> Any:
+    """A deep copy of ``model`` with only the feed-forward neurons ``kept`` of each layer, by the layer's index.
+
+    When all layers keep equally many, the configuration says so too, and any tool can load what is saved.
+
+    Raises:
+        ModelError: The layers are of an unknown kind, or one would have no neurons left.
+    """
+    import torch
+
+    pruned = copy.deepcopy(model)
+    counts = set()
+    for parts in find_parts(pruned):
+        neurons = torch.tensor(sorted(kept.get(parts.layer, range(parts.neurons))), dtype=torch.long)
+        if not len(neurons):
+            raise ModelError(f"Layer {parts.layer} would have no neurons left. Keep one at least, or use prune.depth.")
+        for name in parts.up:
+            _keep_outputs(pruned, name, neurons)
+        _keep_inputs(pruned, parts.down, neurons)
+        counts.add(len(neurons))
+    if len(counts) == 1:
+        for name in ("intermediate_size", "hidden_dim"):
+            if type(getattr(pruned.config, name, None)) is int:
+                setattr(pruned.config, name, counts.pop())
+                break
+    return pruned
+
+
+def keep_width(model: Any, kept: Sequence[int]) -> Any:
+    """A deep copy of ``model`` whose hidden states have only the dimensions ``kept``; heads keep their width.
+
+    Raises:
+        ModelError: The layers are of an unknown kind, or parts outside them read or write hidden states in a way
+            that isn't known.
+    """
+    import torch
+
+    pruned = copy.deepcopy(model)
+    prefix, _ = find_layers(pruned)
+    dimensions = torch.tensor(sorted(kept), dtype=torch.long)
+    width = int(pruned.config.hidden_size)
+    inside = find_parts(pruned)
+    readers = {name for parts in inside for name in (*parts.queries, *parts.up)}
+    writers = {name for parts in inside for name in (parts.mixed, parts.down)}
+    head_seen = False
+    for name, module in list(pruned.named_modules()):
+        if isinstance(module, torch.nn.Embedding) and module.embedding_dim == width:
+            _replace(module, "weight", module.weight[:, dimensions])
+            module.embedding_dim = len(dimensions)
+        elif isinstance(module, torch.nn.LayerNorm) and module.normalized_shape == (width,):
+            if name.startswith(prefix) or not head_seen:
+                _replace(module, "weight", module.weight[dimensions])
+                _replace(module, "bias", module.bias[dimensions])
+                module.normalized_shape = (len(dimensions),)
+        elif name in readers:
+            _keep_inputs(pruned, name, dimensions)
+        elif name in writers:
+            _keep_outputs(pruned, name, dimensions)
+        elif isinstance(module, torch.nn.Linear) and not name.startswith(prefix):
+            if module.out_features == width and module.in_features != width:  # embeddings of another width
+                _keep_outputs(pruned, name, dimensions)
+            elif module.in_features == width and not head_seen:  # a head's first matrix reads, its next ones don't
+                _keep_inputs(pruned, name, dimensions)
+                head_seen = True
+        elif isinstance(module, torch.nn.Linear) and width in (module.in_features, module.out_features):
+            raise ModelError(
+                f"The hidden width of a {model.config.model_type!r} model can't be cut: it isn't known what {name} "
+                "does with hidden states. Cut neurons or layers instead (hidden_sparsity=0)."
+            )
+    pruned.config.hidden_size = len(dimensions)
+    return pruned
+
+
+def narrowed_shapes(model: Any) -> dict[str, dict[str, Any]]:
+    """For each module that differs from what the model's configuration builds, the numbers that differ.
+
+    See `mlflow_slim.runtime.narrowed`, which builds the model again from them.
+    """
+    import torch
+
+    config = copy.deepcopy(model.config)
+    with torch.device("meta"):
+        described = dict(type(model)(config).named_modules())
+    shapes: dict[str, dict[str, Any]] = {}
+    for name, module in model.named_modules():
+        other = described.get(name)
+        if other is None:
+            continue
+        numbers = {
+            attribute: value
+            for attribute, value in vars(module).items()
+            if is_shape(value) and is_shape(getattr(other, attribute, None)) and getattr(other, attribute) != value
+        }
+        sizes = [
+            parameter
+            for parameter, weight in module.named_parameters(recurse=False)
+            if getattr(other, parameter, None) is not None and getattr(other, parameter).shape != weight.shape
+        ]
+        if numbers or sizes:
+            shapes[name] = numbers
+    return shapes
