@@ -39,7 +39,12 @@ class Export(_Section):
     """Runtimes that the final model is exported to; each is a point of its own."""
 
     backends: tuple[str, ...] = Field(
-        ("torch", "onnxruntime"), min_length=1, description="Runtimes of the final model, each one a point."
+        ("torch", "onnxruntime"),
+        min_length=1,
+        description="Runtimes of the final model, each one a point; what comes before it is exported to the last one.",
+    )
+    baseline: bool = Field(
+        True, description="Export the baseline to these runtimes too, so that a runtime's own effect shows."
     )
 
     @field_validator("backends", mode="before")
@@ -323,7 +328,8 @@ def _override_step(content: dict[str, Any], key: str, rest: str, value: Any, fau
     if not option:
         faults.append(f"{key!r} names no option. Write it as steps.<kind>.<option>, such as steps.distill.temperature.")
     elif len(chosen) > 1:
-        where = " or ".join(f"steps.{i}.{option}" for i in chosen)
+        apart = len({names[i] for i in chosen}) == len(chosen)
+        where = " or ".join(f"steps.{names[i] if apart else i}.{option}" for i in chosen)
         faults.append(f"{key!r} fits {len(chosen)} steps. Write {where}.")
     elif not chosen:
         kinds = [name.split(".")[0] for name in names] or ["(this recipe has no steps)"]

@@ -25,6 +25,7 @@ from .config import Recipe
 from .errors import ConfigError, IntegrityError, MeasurementError
 from .inputs import Inputs, check_output, load_inputs, load_model
 from .interfaces import Context, Technique
+from .ledger import Line, make_ledger, markdown_ledger
 from .measure_models import compute_threads, energy_meter, make_session
 from .measurement.carbon import carbon_intensity
 from .measurement.energy import EnergyMeter
@@ -67,6 +68,7 @@ class Outcome:
         run_id: The recipe's own MLflow run.
         points: The baseline first, then every step's outcome, then the final model per backend.
         reports: What was measured, in the points' order.
+        ledger: What each step did, against the point before it.
         seconds: Wall time by stage: load, train, export, log, measure.
         notes: What a person should know: how splits were made, what was fine-tuned first.
         ui_command: How to look at the comparison in the MLflow UI.
@@ -76,6 +78,7 @@ class Outcome:
     run_id: str
     points: tuple[Point, ...]
     reports: tuple[Report, ...]
+    ledger: tuple[Line, ...]
     seconds: Mapping[str, float]
     notes: tuple[str, ...]
     ui_command: str
@@ -151,7 +154,7 @@ def _train_along(recipe: Recipe, threads: int) -> Outcome:
         current = flow.original
         for step in steps:
             current = flow.apply(step, current, inputs)
-    return Outcome(recipe, "", (), (), {}, (), "")
+    return Outcome(recipe, "", (), (), (), {}, (), "")
 
 
 class _Flow:
@@ -200,16 +203,15 @@ class _Flow:
         self.original = current
         finals = self.recipe.export.backends
         self.add(current, "torch", inputs, is_output=not steps and finals == ("torch",))
+        others = [backend for backend in finals if backend != "torch"]
+        for backend in others if not steps or self.recipe.export.baseline else ():
+            self.add(current, backend, inputs, is_output=not steps and backend == others[-1])
         for step in steps:
             logger.info("Step %d of %d: %s", len(current.lineage) + 1, len(steps), step.name)
             current = self.apply(step, current, inputs)
             is_last = len(current.lineage) == len(steps)
-            for backend in finals if is_last else ("torch",):
+            for backend in finals if is_last else finals[-1:]:
                 self.add(current, backend, inputs, is_output=is_last and backend == finals[-1])
-        if not steps:
-            others = [backend for backend in finals if backend != "torch"]
-            for backend in others:
-                self.add(current, backend, inputs, is_output=backend == others[-1])
 
     def baseline(self, inputs: Inputs) -> tuple[OptimizedModel, tuple[Technique, ...]]:
         """The model all else is measured against, and the steps that are left to do."""
@@ -355,6 +357,7 @@ class _Flow:
     def report(self, reports: list[Report]) -> Outcome:
         from . import figures, tables
 
+        ledger = make_ledger([point.exported for point, _ in self.points], reports)
         with self.stages.time("log"), _printed_if_not_logged(reports):
             for (_, point_run), report in zip(self.points, reports, strict=True):
                 point_run.log_report(report)
@@ -364,8 +367,12 @@ class _Flow:
                 rows=tables.summary_rows(reports),
                 figures=figures.make_figures(reports),
                 card=tracking.recipe_card(
-                    f"Recipe {self.recipe.name}", tables.markdown_table(reports), self.links(), notes=self.notes
+                    f"Recipe {self.recipe.name}",
+                    f"{tables.markdown_table(reports)}\n\n{markdown_ledger(ledger)}".rstrip(),
+                    self.links(),
+                    notes=self.notes,
                 ),
+                tables={"ledger": [line.as_row() for line in ledger]} if ledger else {},
                 metrics=seconds,
             )
         return Outcome(
@@ -373,6 +380,7 @@ class _Flow:
             run_id=self.recipe_run.run_id,
             points=tuple(point for point, _ in self.points),
             reports=tuple(reports),
+            ledger=tuple(ledger),
             seconds=dict(self.stages.seconds),
             notes=tuple(self.notes),
             ui_command=str(self.recipe_run.ui()),

@@ -153,10 +153,11 @@ def find_parts(model: Any) -> list[Parts]:
 
 
 def _fits(layout: Layout, layer: Any) -> bool:
+    """True when the layer has these linear modules and no other: one that isn't known may read what is taken out."""
     import torch
 
     names = {name for name, module in layer.named_modules() if isinstance(module, torch.nn.Linear)}
-    return {*layout.queries, layout.mixed, *layout.up, layout.down} <= names
+    return {*layout.queries, layout.mixed, *layout.up, layout.down} == names
 
 
 def _head_size(config: Any, attention: Sequence[Any]) -> int:
@@ -298,17 +299,24 @@ def narrowed_shapes(model: Any) -> dict[str, dict[str, Any]]:
     """For each module that differs from what the model's configuration builds, the numbers that differ.
 
     See `mlflow_slim.runtime.narrowed`, which builds the model again from them.
+
+    Raises:
+        ModelError: The configuration builds a model with other parts.
     """
     import torch
 
     config = copy.deepcopy(model.config)
     with torch.device("meta"):
         described = dict(type(model)(config).named_modules())
+    other_parts = sorted(described.keys() ^ {name for name, _ in model.named_modules()})
+    if other_parts:
+        raise ModelError(
+            f"With hidden_size {config.hidden_size}, a {config.model_type!r} model has other parts "
+            f"({', '.join(other_parts[:3])}), so this shape can't be saved. Change hidden_sparsity a little."
+        )
     shapes: dict[str, dict[str, Any]] = {}
     for name, module in model.named_modules():
-        other = described.get(name)
-        if other is None:
-            continue
+        other = described[name]
         numbers = {
             attribute: value
             for attribute, value in vars(module).items()

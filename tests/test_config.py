@@ -29,7 +29,8 @@ def test_every_shipped_recipe_validates_and_names_only_what_exists(name: str) ->
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_shipped_recipe_opens_with_its_own_command(name: str) -> None:
     first = (ROOT / "recipes" / f"{name}.yaml").read_text().splitlines()[0]
-    assert first == f"# mlflow run . -e {name} --env-manager local"
+    entry = "" if name == "main" else f"-e {name} "  # main is what `mlflow run` takes when none is named
+    assert first == f"# mlflow run . {entry}--env-manager local"
 
 
 def test_a_resolved_recipe_reads_back_as_the_same_recipe() -> None:
@@ -81,8 +82,11 @@ def test_an_unknown_technique_suggests_the_nearest() -> None:
 
 
 def test_a_kind_that_repeats_is_addressed_by_position() -> None:
+    same = {"steps": [{"technique": "distill.logits"}, {"technique": "distill.logits"}]}
+    assert "Write steps.0.alpha or steps.1.alpha." in faults(same, {"steps.distill.alpha": 1})
     twice = {"steps": [{"technique": "distill.logits"}, {"technique": "distill.hidden"}]}
-    assert "Write steps.0.alpha or steps.1.alpha." in faults(twice, {"steps.distill.alpha": 1})
+    advice = "Write steps.distill.logits.alpha or steps.distill.hidden.alpha."
+    assert advice in faults(twice, {"steps.distill.alpha": 1})
     recipe = Recipe.load(twice, {"steps.1.alpha": "0.25", "steps.distill.logits.alpha": "0.75"})
     assert [step.alpha for step in recipe.steps] == [0.75, 0.25]
 

@@ -38,6 +38,7 @@ BUDGET = {
     "measure.wait_s": 0,
     "quick": True,
     "threads": 1,
+    "export.baseline": False,
 }
 
 

@@ -26,7 +26,7 @@ BERT_LIKE = {
 ARCHITECTURES = {
     "bert": BERT_LIKE,
     "roberta": BERT_LIKE,
-    "electra": {**BERT_LIKE, "embedding_size": 8},
+    "electra": {**BERT_LIKE, "embedding_size": 4},
     "distilbert": {"dim": 16, "n_layers": 2, "n_heads": 4, "hidden_dim": 24, **SIZES},
     "mpnet": BERT_LIKE,
     "deberta-v2": {**BERT_LIKE, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "share_att_key": True},

@@ -174,11 +174,17 @@ def test_the_recipe_logs_the_baseline_and_an_int8_model_that_reloads(
 
     handlers = list(logging.root.handlers)
     model = make_tiny_classifier(labels=("a", "b", "c"))
-    found = slim.run("quantize", **options(model, reviews, **{"baseline.epochs": 1}))
-    assert [point.exported.variant for point in found.points] == ["baseline", "quantize.dynamic@onnxruntime"]
-    run = store.get_run(found.points[1].run_id)
+    found = slim.run("quantize", **options(model, reviews, **{"baseline.epochs": 1, "export.baseline": True}))
+    variants = [point.exported.variant for point in found.points]
+    assert variants == ["baseline", "baseline@onnxruntime", "quantize.dynamic@onnxruntime"]
+    assert [(line.step, line.before) for line in found.ledger] == [
+        ("runtime onnxruntime", "baseline"),
+        ("quantize.dynamic", "baseline@onnxruntime"),
+    ]
+    assert "What each step did" in store.get_run(found.run_id).data.tags["mlflow.note.content"]
+    run = store.get_run(found.points[-1].run_id)
     assert run.data.tags["slim.reload"] == "same"
     assert run.data.params["slim.steps.0.technique"] == "quantize.dynamic"
-    answers = mlflow.pyfunc.load_model(found.points[1].model_uri).predict(["the movie was good"])
+    answers = mlflow.pyfunc.load_model(found.points[-1].model_uri).predict(["the movie was good"])
     assert list(answers.columns) == ["label", "score"]
     assert logging.root.handlers == handlers
