@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .errors import TrainingDiverged
-from .quiet import quiet_transformers
+from .runtime.torch_engine import quiet_transformers
 
 if TYPE_CHECKING:
     import numpy as np

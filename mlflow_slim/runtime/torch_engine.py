@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,15 +20,22 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No progress bars from transformers inside, and its setting restored after."""
-    from transformers.utils import logging
+    """No progress bars and no reports from transformers inside, errors only, and its settings restored after.
 
-    upstream: Any = logging  # its functions carry no types
-    shown = upstream.is_progress_bar_enabled()
+    transformers 5 draws a bar for every weight file and reports fresh heads, which we say ourselves.
+    """
+    from transformers.utils import logging as upstream_logging
+
+    upstream: Any = upstream_logging  # its functions carry no types
+    shown, level = upstream.is_progress_bar_enabled(), upstream.get_verbosity()
     upstream.disable_progress_bar()
+    upstream.set_verbosity(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
+        upstream.set_verbosity(level)
         if shown:
             upstream.enable_progress_bar()
 

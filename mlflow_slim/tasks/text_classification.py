@@ -112,8 +112,8 @@ class TextClassification:
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        from ..quiet import quiet_transformers
         from ..runtime.narrowed import narrow, shapes_in
+        from ..runtime.torch_engine import quiet_transformers
 
         names = list(data.spec["labels"])
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))

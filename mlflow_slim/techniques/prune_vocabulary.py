@@ -106,7 +106,7 @@ def _rebuilt(tokenizer: Any, content: dict[str, Any], folder: Path) -> Any:
     """The tokenizer with another ``tokenizer.json``, by the way that any tool loads it."""
     from transformers import AutoTokenizer
 
-    from ..quiet import quiet_transformers
+    from ..runtime.torch_engine import quiet_transformers
 
     place = folder / "tokenizer"
     with quiet_transformers():
