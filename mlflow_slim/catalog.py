@@ -35,7 +35,10 @@ TECHNIQUES = {
     "prune.magnitude": "mlflow_slim.techniques.prune_magnitude:PruneMagnitude",
     "prune.vocabulary": "mlflow_slim.techniques.prune_vocabulary:PruneVocabulary",
     "prune.width": "mlflow_slim.techniques.prune_width:PruneWidth",
+    "quantize.cast": "mlflow_slim.techniques.quantize_cast:QuantizeCast",
     "quantize.dynamic": "mlflow_slim.techniques.quantize_dynamic:QuantizeDynamic",
+    "quantize.static": "mlflow_slim.techniques.quantize_static:QuantizeStatic",
+    "quantize.weight_only": "mlflow_slim.techniques.quantize_weight_only:QuantizeWeightOnly",
 }
 
 

@@ -11,7 +11,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from .structure import find_parts, keep_heads
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
     from .artifact import OptimizedModel
     from .interfaces import Context
 
-__all__ = ["Importance", "gates", "keep_most_important", "layer_scores", "unit_scores"]
+__all__ = ["Importance", "fewer_heads", "gates", "keep_most_important", "layer_scores", "unit_scores"]
 
 Importance: TypeAlias = Literal["taylor", "activation"]
 _BATCH = 16
@@ -158,6 +161,28 @@ def keep_most_important(
             kept[i].append(j)
             room -= 1
     return [sorted(layer) for layer in kept]
+
+
+def fewer_heads(
+    source: OptimizedModel,
+    context: Context,
+    *,
+    sparsity: float,
+    scope: Literal["layer", "global"],
+    importance: Importance,
+    rows: int,
+) -> tuple[OptimizedModel, list[list[int]]]:
+    """The model without its least important heads, untrained, and the heads of each layer that are left.
+
+    Raises:
+        ModelError: The heads of this architecture can't be taken out.
+    """
+    layers = find_parts(source.model)
+    sizes = {parts.mixed: parts.head_size for parts in layers}
+    scores = unit_scores(source, sizes, context, importance=importance, rows=rows)
+    kept = keep_most_important([scores[parts.mixed] for parts in layers], sparsity, scope=scope)
+    model = keep_heads(source.model, {parts.layer: heads for parts, heads in zip(layers, kept, strict=True)})
+    return replace(source, model=model), kept
 
 
 def layer_scores(source: OptimizedModel, context: Context, *, rows: int) -> list[float]:

@@ -124,8 +124,9 @@ class Context:
 class Technique(Protocol):
     """A frozen options object with one method. Options are its fields, typed and documented (pydantic).
 
-    A technique whose outcome exists only in the form of certain runtimes lists them in a class attribute
-    ``runs_on``, and puts a folder for each of ``context.backends`` into `OptimizedModel.builds`; no step may follow it.
+    A technique whose outcome makes sense on certain runtimes alone lists them in a class attribute ``runs_on``; no step
+    may follow it. If the outcome exists in the form of those runtimes only, it puts a folder for each of
+    ``context.backends`` into `OptimizedModel.builds`.
     A technique that can tell early that it doesn't fit a model has a method ``check(source)`` too, which raises.
     An option named ``student`` is a model that the recipe looks for before it starts.
     """
@@ -275,7 +276,8 @@ class Scheme:
         reduce_range: 7 bits for weights, so that CPUs without VNNI don't saturate when they add products of two.
         keep_float: Names of the modules whose weights stay as they are, of those that `quantizable` lists.
         bits: Bits of a weight, 8 or 4; ``weight_only``.
-        block_size: Weights that share a scale, a power of 2 >= 16; ``weight_only``.
+        embedding_bits: Bits of a weight of an embedding, 8 or 4; ``dynamic`` and ``weight_only``.
+        block_size: Weights that share a scale where there are blocks (4 bits, ``weight_only``), a power of 2 >= 16.
         calibrate: How the range of an activation is found in what calibration rows give; ``static``.
         smooth: Share of the difficulty that moves from activations to weights (SmoothQuant's alpha); None for none
             of it; ``static``.
@@ -286,6 +288,7 @@ class Scheme:
     reduce_range: bool = False
     keep_float: frozenset[str] = frozenset()
     bits: int = 8
+    embedding_bits: int = 8
     block_size: int = 32
     calibrate: Literal["minmax", "entropy", "percentile"] = "minmax"
     smooth: float | None = None

@@ -27,6 +27,13 @@ class Recovery(BaseModel):
     )
     temperature: float = Field(2.0, gt=0, le=100, description="Softening of both distributions; distill only.")
     alpha: float = Field(0.5, ge=0, le=1, description="Weight of the soft loss against hard labels; distill only.")
+    hidden_weight: float = Field(
+        1.0,
+        ge=0,
+        le=1e4,
+        description="Weight of imitating the hidden states of the model before pruning, where depth and width are "
+        "still the same; distill only.",
+    )
     epochs: float = Field(3.0, gt=0, le=1000, description="Passes over the training rows.")
     learning_rate: float = Field(2e-4, gt=0, lt=1, description="Peak learning rate of AdamW.")
     batch_size: int = Field(32, ge=1, le=4096, description="Rows per training step.")
@@ -52,6 +59,7 @@ class Recovery(BaseModel):
         options = FitOptions(self.epochs, self.learning_rate, self.batch_size, self.weight_decay)
         if self.recovery == "finetune":
             return learn_labels(pruned, context, options, label=label).notes()
+        same = _state_sizes(pruned) == _state_sizes(source)
         return learn_logits(
             pruned,
             context.original or source,
@@ -60,4 +68,11 @@ class Recovery(BaseModel):
             temperature=self.temperature,
             alpha=self.alpha,
             label=label,
+            guide=source if same else None,
+            hidden_weight=self.hidden_weight,
         ).notes()
+
+
+def _state_sizes(source: OptimizedModel) -> tuple[int, int]:
+    """Depth and width of the hidden states."""
+    return int(source.model.config.num_hidden_layers), int(source.model.config.hidden_size)

@@ -18,6 +18,7 @@ from .runtime.narrowed import is_shape
 __all__ = [
     "Layout",
     "Parts",
+    "check_heads",
     "find_parts",
     "keep_heads",
     "keep_neurons",
@@ -188,6 +189,15 @@ def _replace(module: Any, name: str, values: Any) -> None:
     setattr(module, name, torch.nn.Parameter(values.detach().clone().contiguous()))
 
 
+def check_heads(model: Any) -> None:
+    """Raises ModelError when heads of this architecture can't be taken out one by one."""
+    if not all(parts.heads_can_go for parts in find_parts(model)):
+        raise ModelError(
+            f"Heads of a {model.config.model_type!r} model can't be taken out one by one: its layers share what "
+            "belongs to a head. Cut neurons (prune.width) or layers (prune.depth), or distill a student."
+        )
+
+
 def keep_heads(model: Any, kept: Mapping[int, Sequence[int]]) -> Any:
     """A deep copy of ``model`` with only the heads ``kept`` of each layer, by the layer's index.
 
@@ -196,16 +206,12 @@ def keep_heads(model: Any, kept: Mapping[int, Sequence[int]]) -> Any:
     """
     import torch
 
+    check_heads(model)
     pruned = copy.deepcopy(model)
     for parts in find_parts(pruned):
         heads = sorted(kept.get(parts.layer, range(parts.heads)))
         if len(heads) == parts.heads:
             continue
-        if not parts.heads_can_go:
-            raise ModelError(
-                f"Heads of a {model.config.model_type!r} model can't be taken out one by one: its layers share what "
-                "belongs to a head. Use prune.width, prune.depth or a distilled student."
-            )
         if not heads:
             raise ModelError(f"Layer {parts.layer} would have no heads left. Keep one at least, or use prune.depth.")
         columns = torch.cat([torch.arange(h * parts.head_size, (h + 1) * parts.head_size) for h in heads])

@@ -12,18 +12,19 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib.util
+import io
 import logging
 import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from .. import bundle
 from ..artifact import ExportedModel, OptimizedModel
-from ..errors import ExportError, IntegrityError, ModelError
+from ..errors import ConfigError, ExportError, IntegrityError, ModelError
 from ..interfaces import Kind, Scheme
 from ..onnx_quantization import quantize_graph, weighted_nodes
 from ..runtime import BundleError, Predictor, tasks
@@ -76,7 +77,7 @@ def _quiet() -> Iterator[None]:
     nothing = logging.NullHandler()
     logging.root.addHandler(nothing)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # its calibrator prints
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -137,11 +138,24 @@ def _fuse(config: Any, plain: Path, target: Path) -> dict[str, int]:
     return {name: int(count) for name, count in fused.get_fused_operator_statistics().items() if count}
 
 
+@dataclass(frozen=True)
+class _Known:
+    """What is the same for every quantized form of one export: its nodes, and a folder for activation ranges."""
+
+    directory: Path
+    kind: Kind
+    nodes: dict[str, list[str]]
+    ranges: tempfile.TemporaryDirectory[str]
+
+
 class OnnxRuntimeBackend:
     """Writes and runs ONNX."""
 
     name = "onnxruntime"
-    kinds: tuple[Kind, ...] = ("dynamic",)
+    kinds: tuple[Kind, ...] = ("dynamic", "static", "weight_only")
+
+    def __init__(self) -> None:
+        self._known: _Known | None = None
 
     def is_available(self) -> str | None:
         """None when onnxruntime and tokenizers are installed, else what to install."""
@@ -212,9 +226,9 @@ class OnnxRuntimeBackend:
             bundle.write(source, work, backend=self.name, inputs=inputs, notes=notes)
         return bundle.read(directory, verify=False)
 
-    def quantizable(self, exported: ExportedModel, source: OptimizedModel, kind: Kind) -> list[str]:  # noqa: ARG002
+    def quantizable(self, exported: ExportedModel, source: OptimizedModel, kind: Kind) -> list[str]:
         """Names of the modules of ``source.model`` whose matrices can be quantized, in the graph's order."""
-        return list(weighted_nodes(exported.directory / MODEL, source.model))
+        return list(self._known_of(exported, source, kind).nodes)
 
     def quantize(
         self,
@@ -222,20 +236,30 @@ class OnnxRuntimeBackend:
         source: OptimizedModel,
         directory: Path,
         scheme: Scheme,
-        rows: Sequence[Any],  # noqa: ARG002
+        rows: Sequence[Any],
     ) -> None:
         """Writes the quantized form of ``exported``, which came from ``source``, into ``directory`` (made here).
 
         Raises:
+            ConfigError: The scheme asks for SmoothQuant, which onnxruntime does through a package that is no more.
             ExportError: The folder exists or can't be written, or onnxruntime can't quantize the graph.
         """
+        if scheme.smooth is not None:
+            raise ConfigError(
+                "onnxruntime has no SmoothQuant of its own (smooth is set). Leave smooth out, or write "
+                "export.backends=openvino."
+            )
         content = read_bundle(exported.directory).content
         graph = exported.directory / MODEL
         with bundle.staged(Path(directory)) as work:
-            shutil.copyfile(exported.directory / "tokenizer.json", work / "tokenizer.json")
+            tokenizer = work / "tokenizer.json"
+            shutil.copyfile(exported.directory / tokenizer.name, tokenizer)
+            encode = TokenizerFile(tokenizer, content["inputs"], max_length=int(source.spec["max_length"]))
+            batches = (encode(rows[start : start + 8]) for start in range(0, len(rows), 8))
+            known = self._known_of(exported, source, scheme.kind)
             with _quiet():
                 try:
-                    quantize_graph(graph, work / MODEL, scheme, weighted_nodes(graph, source.model))
+                    quantize_graph(graph, work / MODEL, scheme, known.nodes, batches, Path(known.ranges.name))
                 except OSError:
                     raise
                 except Exception as error:  # onnxruntime's quantizer raises many kinds of its own
@@ -243,6 +267,14 @@ class OnnxRuntimeBackend:
             quantized = {**asdict(scheme), "keep_float": sorted(scheme.keep_float)}
             notes = {**content["notes"], "quantized": quantized}
             bundle.write(source, work, backend=self.name, inputs=content["inputs"], notes=notes)
+
+    def _known_of(self, exported: ExportedModel, source: OptimizedModel, kind: Kind) -> _Known:
+        """Kept for the last export: a search asks for it at every trial."""
+        if self._known is None or (self._known.directory, self._known.kind) != (exported.directory, kind):
+            nodes = weighted_nodes(exported.directory / MODEL, source.model, kind)
+            ranges = tempfile.TemporaryDirectory(prefix="mlflow_slim-ranges-", ignore_cleanup_errors=True)
+            self._known = _Known(exported.directory, kind, nodes, ranges)
+        return self._known
 
     def _check_length(
         self, engine: TorchEngine, encode: TokenizerFile, sample: Sequence[Any], source: OptimizedModel

@@ -6,16 +6,15 @@ trained to answer as before.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from ..artifact import OptimizedModel, StepRecord
-from ..importance import Importance, keep_most_important, unit_scores
+from ..importance import Importance, fewer_heads
 from ..interfaces import Context
 from ..recovery import Recovery
-from ..structure import find_parts, keep_heads
+from ..structure import check_heads, find_parts
 
 __all__ = ["PruneHeads"]
 
@@ -34,7 +33,7 @@ class PruneHeads(Recovery):
 
     def check(self, source: OptimizedModel) -> None:
         """Raises when heads of this model can't be taken out; looks at shapes only."""
-        keep_heads(source.model, {parts.layer: range(parts.heads - 1) for parts in find_parts(source.model)[:1]})
+        check_heads(source.model)
 
     def apply(self, source: OptimizedModel, context: Context) -> OptimizedModel:
         """A model with fewer heads; ``source`` is left as it is.
@@ -44,20 +43,12 @@ class PruneHeads(Recovery):
             TrainingDiverged: The loss became NaN or infinite.
         """
         self.check(source)
-        layers = find_parts(source.model)
-        scores = unit_scores(
-            source,
-            {parts.mixed: parts.head_size for parts in layers},
-            context,
-            importance=self.importance,
-            rows=self.rows,
+        pruned, kept = fewer_heads(
+            source, context, sparsity=self.sparsity, scope=self.scope, importance=self.importance, rows=self.rows
         )
-        kept = keep_most_important([scores[parts.mixed] for parts in layers], self.sparsity, scope=self.scope)
-        model = keep_heads(source.model, {parts.layer: heads for parts, heads in zip(layers, kept, strict=True)})
-        pruned = replace(source, model=model)
         notes = {
             "heads_kept": kept,
-            "heads_before": [parts.heads for parts in layers],
+            "heads_before": [parts.heads for parts in find_parts(source.model)],
             **self.recover(pruned, source, context, label=self.name),
         }
         return source.after(StepRecord(self.name, self.model_dump(mode="json"), notes), pruned.model)

@@ -1,4 +1,4 @@
-"""``prune.width``: feed-forward neurons, and if asked dimensions of the hidden states, are taken out.
+"""``prune.width``: feed-forward neurons, and if asked heads and dimensions of the hidden states, are taken out.
 
 Neurons go by first-order Taylor scores (Molchanov et al. 2019, arXiv:1906.10771) or by what they send on; every layer
 keeps equally many, so that the configuration can say so. Hidden dimensions go by the same scores summed over all
@@ -16,10 +16,10 @@ from pydantic import Field
 
 from ..artifact import OptimizedModel, StepRecord
 from ..errors import ModelError
-from ..importance import Importance, keep_most_important, unit_scores
+from ..importance import Importance, fewer_heads, keep_most_important, unit_scores
 from ..interfaces import Context
 from ..recovery import Recovery
-from ..structure import find_parts, keep_neurons, keep_width
+from ..structure import check_heads, find_parts, keep_neurons, keep_width
 
 __all__ = ["PruneWidth"]
 
@@ -33,12 +33,15 @@ class PruneWidth(Recovery):
     hidden_sparsity: float = Field(
         0.0, ge=0, lt=1, description="Share of the hidden states' dimensions to take out, rounded to whole heads."
     )
+    head_sparsity: float = Field(0.0, ge=0, lt=1, description="Share of each layer's attention heads to take out.")
     importance: Importance = Field("taylor", description="taylor: what the loss feels; activation: what is sent on.")
     rows: int = Field(512, ge=1, description="Training rows to score neurons on, at most.")
 
     def check(self, source: OptimizedModel) -> None:
         """Raises when this model can't be made narrower; looks at shapes only."""
         find_parts(source.model)
+        if self.head_sparsity:
+            check_heads(source.model)
         if self.hidden_sparsity:
             keep_width(source.model, range(int(source.model.config.num_attention_heads)))
 
@@ -56,12 +59,16 @@ class PruneWidth(Recovery):
             pruned = self._fewer_neurons(pruned, context)
             notes["neurons_kept"] = find_parts(pruned.model)[0].neurons
             notes["neurons_before"] = find_parts(source.model)[0].neurons
+        if self.head_sparsity:
+            pruned, notes["heads_kept"] = fewer_heads(
+                pruned, context, sparsity=self.head_sparsity, scope="layer", importance=self.importance, rows=self.rows
+            )
         if self.hidden_sparsity:
             pruned = self._narrower(pruned, context)
             notes["width_kept"] = int(pruned.model.config.hidden_size)
             notes["width_before"] = int(source.model.config.hidden_size)
         if pruned is source:
-            raise ModelError("sparsity and hidden_sparsity are both 0, so nothing would be taken out. Raise one.")
+            raise ModelError("All three sparsities are 0, so nothing would be taken out. Raise one of them.")
         notes |= self.recover(pruned, source, context, label=self.name)
         return source.after(StepRecord(self.name, self.model_dump(mode="json"), notes), pruned.model)
 
