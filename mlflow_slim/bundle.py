@@ -36,6 +36,7 @@ __all__ = [
     "lengthened",
     "read",
     "save_tokenizer",
+    "set_engine",
     "staged",
     "write",
 ]
@@ -253,9 +254,15 @@ def compare(
 
 
 def write(
-    source: OptimizedModel, directory: Path, *, backend: str, inputs: Mapping[str, Any], notes: Mapping[str, Any]
+    source: OptimizedModel,
+    directory: Path,
+    *,
+    backend: str,
+    inputs: Mapping[str, Any],
+    notes: Mapping[str, Any],
+    engine: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes ``slim.json``, then ``manifest.json``, the last file."""
+    """Writes ``slim.json``, then ``manifest.json``, the last file; ``engine`` is how to run it, where not as usual."""
     parameters, nonzero = count_parameters(source.model)
     content = {
         "format": FORMAT,
@@ -269,6 +276,8 @@ def write(
         "notes": dict(notes),
         "mlflow_slim_version": __version__,
     }
+    if engine:
+        content["engine"] = dict(engine)
     text = json.dumps(content, indent=1, ensure_ascii=False, default=_plain)
     (directory / NAME).write_text(text + "\n", encoding="utf-8")
     manifest.write(directory)
@@ -293,8 +302,23 @@ def adopt(source: OptimizedModel, directory: Path, *, backend: str) -> ExportedM
         raise IntegrityError(str(error)) from error
     with staged(Path(directory)) as work:
         shutil.copytree(built, work, dirs_exist_ok=True)
-        write(source, work, backend=backend, inputs=content["inputs"], notes=content["notes"])
+        write(
+            source,
+            work,
+            backend=backend,
+            inputs=content["inputs"],
+            notes=content["notes"],
+            engine=content.get("engine"),
+        )
     return read(directory, verify=False)
+
+
+def set_engine(directory: Path, engine: Mapping[str, Any]) -> None:
+    """Changes how an exported folder is run, see `mlflow_slim.runtime.predictor.load`."""
+    content = json.loads((directory / NAME).read_text(encoding="utf-8"))
+    content["engine"] = dict(engine)
+    (directory / NAME).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    manifest.write(directory)
 
 
 def _plain(value: Any) -> Any:

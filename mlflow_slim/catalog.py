@@ -27,9 +27,11 @@ __all__ = [
 ]
 
 TECHNIQUES = {
+    "compile.torch": "mlflow_slim.techniques.compile_torch:CompileTorch",
     "distill.hidden": "mlflow_slim.techniques.distill_hidden:DistillHidden",
     "distill.logits": "mlflow_slim.techniques.distill_logits:DistillLogits",
     "finetune.full": "mlflow_slim.techniques.finetune_full:FinetuneFull",
+    "finetune.lora": "mlflow_slim.techniques.finetune_lora:FinetuneLora",
     "prune.depth": "mlflow_slim.techniques.prune_depth:PruneDepth",
     "prune.heads": "mlflow_slim.techniques.prune_heads:PruneHeads",
     "prune.magnitude": "mlflow_slim.techniques.prune_magnitude:PruneMagnitude",
@@ -116,8 +118,8 @@ def load_backend(name: str) -> Backend:
 def find_technique(name: str) -> str:
     """The full name for a full name or a kind that has one method only, unchanged when unknown.
 
-    >>> find_technique("finetune")
-    'finetune.full'
+    >>> find_technique("compile")
+    'compile.torch'
     """
     known = technique_names()
     of_kind = [full for full in known if full.split(".")[0] == name]

@@ -117,6 +117,9 @@ class Recipe(_Section):
     data: str = Field(
         "demo", min_length=1, description="CSV, TSV, JSON(L) or Parquet file, folder, hub data set id, or demo."
     )
+    against: str | None = Field(
+        None, description="Measure model against this one, as both are, instead of doing steps; named as model is."
+    )
     task: str = Field("text-classification", description="What the model does.")
     text: str = Field("text", min_length=1, description="Column with the text.")
     text_pair: str | None = Field(None, description="Column with the second text of a pair.")
@@ -166,6 +169,12 @@ class Recipe(_Section):
     @classmethod
     def _separator(cls, value: str | None) -> str | None:
         return value or None
+
+    @model_validator(mode="after")
+    def _measure_or_do(self) -> Recipe:
+        if self.against is not None and self.steps:
+            raise ValueError(f"against {self.against!r} and steps are both given. Keep one of them.")
+        return self
 
     @model_validator(mode="after")
     def _one_intensity(self) -> Recipe:

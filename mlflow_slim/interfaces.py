@@ -23,6 +23,7 @@ __all__ = [
     "Backend",
     "Batch",
     "Changes",
+    "Conditional",
     "Context",
     "Input",
     "Kind",
@@ -127,7 +128,8 @@ class Technique(Protocol):
     A technique whose outcome makes sense on certain runtimes alone lists them in a class attribute ``runs_on``; no step
     may follow it. If the outcome exists in the form of those runtimes only, it puts a folder for each of
     ``context.backends`` into `OptimizedModel.builds`.
-    A technique that can tell early that it doesn't fit a model has a method ``check(source)`` too, which raises.
+    A technique that can tell early that it doesn't fit a model has a method ``check(source)`` too, which raises; one
+    that needs something of the machine is `Conditional`.
     An option named ``student`` is a model that the recipe looks for before it starts.
     """
 
@@ -136,6 +138,15 @@ class Technique(Protocol):
 
     def apply(self, source: OptimizedModel, context: Context) -> OptimizedModel:
         """The optimized model; ``source`` stays usable and unchanged."""
+        ...
+
+
+@runtime_checkable
+class Conditional(Protocol):
+    """What may not work on this machine."""
+
+    def is_available(self) -> str | None:
+        """None when it can run here, else a sentence that says what to install."""
         ...
 
 

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from .measurement.energy import EnergyMeter
 from .measurement.host import host
 from .measurement.report import Report
 from .measurement.session import Session, measure_points
+from .runtime.bundle import NAME
 
-__all__ = ["compute_threads", "energy_meter", "make_session", "measure"]
+__all__ = ["check_comparable", "compute_threads", "energy_meter", "find_exported", "make_session", "measure"]
 
 logger = logging.getLogger(__name__)
 
@@ -56,17 +57,38 @@ def measure(
 
         points = [_as_exported(item, download) for item in ((against, model) if against is not None else (model,))]
         first, last = points[0], points[-1]
-        for what, one, other in (("task", first.task, last.task), *_differences(first, last)):
-            if one != other:
-                raise ModelError(
-                    f"The models can't be compared, their {what} differ: {one!r} and {other!r}. "
-                    "Measure models that came from one recipe, or each alone."
-                )
+        check_comparable(first, last)
         recipe = Recipe.load({"name": "measure", "data": data, "task": first.task}, options)
         threads = recipe.threads or host().cores
         with compute_threads(threads), energy_meter(recipe) as (meter, reason):
             inputs = load_inputs(recipe, folder, download, spec=first.spec)
             return measure_points(points, make_session(recipe, inputs, threads, meter, reason))
+
+
+def check_comparable(first: ExportedModel, last: ExportedModel) -> None:
+    """Raises ModelError unless both answer the same question in the same way."""
+    for what, one, other in (("task", first.task, last.task), *_differences(first, last)):
+        if one != other:
+            raise ModelError(
+                f"The models can't be compared, their {what} differ: {one!r} and {other!r}. "
+                "Measure models that came from one recipe, or each alone."
+            )
+
+
+def find_exported(name: str, download: Callable[[str], Path]) -> ExportedModel | None:
+    """The exported model in a folder or under an MLflow URI; None when what is there is no model of ours.
+
+    Raises:
+        IntegrityError: It is one, and not what its manifest says.
+        InputNotFound: The URI leads nowhere.
+    """
+    is_uri = name.startswith(("models:/", "runs:/"))
+    if not is_uri and not Path(name).is_dir():
+        return None
+    folder = download(name) if is_uri else Path(name)
+    if not any((place / NAME).is_file() for place in (folder, folder / "bundle")):
+        return None
+    return bundle.read(bundle.find(folder))
 
 
 def _differences(first: ExportedModel, last: ExportedModel) -> list[tuple[str, Any, Any]]:

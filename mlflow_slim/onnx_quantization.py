@@ -76,7 +76,7 @@ def quantize_graph(
     scheme: Scheme,
     nodes: Mapping[str, list[str]],
     batches: Iterable[Mapping[str, np.ndarray]] = (),
-    ranges: Path | None = None,
+    ranges: dict[str, bytes] | None = None,
 ) -> None:
     """Writes the quantized form of an ONNX file.
 
@@ -86,12 +86,12 @@ def quantize_graph(
         scheme: What to quantize how.
         nodes: What `weighted_nodes` gave for ``path``.
         batches: Encoded rows to calibrate on; only ``static`` looks at them.
-        ranges: A folder where the ranges of activations are kept from call to call, for one ``path`` and its batches.
+        ranges: Keeps the ranges of activations from call to call, for one ``path`` and its batches.
     """
     kept = [node for module in scheme.keep_float for node in nodes.get(module, [])]
     kept += [f"{node}_MatMul" for node in kept]  # onnxruntime first makes a Gemm a MatMul of this name
     if scheme.kind == "static":
-        _quantize_static(path, target, scheme, kept, batches, ranges)
+        _quantize_static(path, target, scheme, kept, batches, {} if ranges is None else ranges)
         return
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".quantize-") as folder:
         current = path
@@ -160,7 +160,7 @@ def _quantize_static(
     scheme: Scheme,
     kept: list[str],
     batches: Iterable[Mapping[str, np.ndarray]],
-    ranges: Path | None,
+    ranges: dict[str, bytes],
 ) -> None:
     import onnx
     from onnxruntime.quantization import (
@@ -193,19 +193,24 @@ def _quantize_static(
         "entropy": CalibrationMethod.Entropy,
         "percentile": CalibrationMethod.Percentile,
     }
-    quantize_static(
-        str(path),
-        str(target),
-        Reader(),
-        quant_format=QuantFormat.QDQ,
-        op_types_to_quantize=["Gemm", "MatMul"],
-        per_channel=scheme.per_channel,
-        reduce_range=scheme.reduce_range,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        nodes_to_exclude=kept,
-        calibrate_method=methods[scheme.calibrate],
-        calibration_cache_path=None if ranges is None else ranges / f"{scheme.calibrate}.json",
-        use_external_data_format=_is_large(path),
-        extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT, "CalibStridedMinMax": 1},
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        known = Path(folder) / "ranges.json"
+        if scheme.calibrate in ranges:
+            known.write_bytes(ranges[scheme.calibrate])
+        quantize_static(
+            str(path),
+            str(target),
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=list(OPERATORS["static"]),
+            per_channel=scheme.per_channel,
+            reduce_range=scheme.reduce_range,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=kept,
+            calibrate_method=methods[scheme.calibrate],
+            calibration_cache_path=known,
+            use_external_data_format=_is_large(path),
+            extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT, "CalibStridedMinMax": 1},
+        )
+        ranges[scheme.calibrate] = known.read_bytes()

@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,11 +22,11 @@ from . import __version__, bundle, tracking
 from .artifact import ExportedModel, OptimizationCost, OptimizedModel, StepRecord
 from .catalog import load_backend, load_technique
 from .config import Recipe
-from .errors import ConfigError, IntegrityError, MeasurementError
+from .errors import ConfigError, IntegrityError, MeasurementError, ModelError
 from .inputs import Inputs, check_output, load_inputs, load_model
-from .interfaces import Context, Technique
+from .interfaces import Conditional, Context, Technique
 from .ledger import Line, make_ledger, markdown_ledger
-from .measure_models import compute_threads, energy_meter, make_session
+from .measure_models import check_comparable, compute_threads, energy_meter, find_exported, make_session
 from .measurement.carbon import carbon_intensity
 from .measurement.energy import EnergyMeter
 from .measurement.host import host
@@ -178,16 +178,47 @@ class _Flow:
         return self._recipe_run
 
     def run(self) -> Outcome:
+        given: list[tuple[str, ExportedModel | None]] = []
         with self.stages.time("load"):
-            inputs = load_inputs(self.recipe, self.folder, self.download)
+            if not self.recipe.steps:  # then models may be measured that nothing can be done to
+                names = [name for name in (self.recipe.against, self.recipe.model) if name is not None]
+                given = [(name, find_exported(name, self.download)) for name in names]
+            inputs = self.inputs(given)
             headline(inputs.task, inputs.data.test, inputs.data.spec, self.recipe.measure.metric)
             self.recipe_run.log_data(inputs.data)
         for line in inputs.notes:
             self.say(line)
         with energy_meter(self.recipe) as (self.meter, self.meter_reason):
-            self.optimize(inputs)
+            if self.recipe.against is not None or any(exported for _, exported in given):
+                self.adopt(inputs, given)
+            else:
+                self.optimize(inputs)
             reports = self.measure(inputs)
         return self.report(reports)
+
+    def inputs(self, given: Sequence[tuple[str, ExportedModel | None]]) -> Inputs:
+        """Data and model; where a model is exported already, its labels decide and no other is loaded."""
+        exported = next((model for _, model in given if model is not None), None)
+        recipe = self.recipe.model_copy(update={"model": self.recipe.against or self.recipe.model})
+        return load_inputs(recipe, self.folder, self.download, spec=exported.spec if exported is not None else None)
+
+    def adopt(self, inputs: Inputs, given: Sequence[tuple[str, ExportedModel | None]]) -> None:
+        """The models that are only measured as points: as they are, or exported to torch."""
+        for name, exported in given:
+            if exported is None:
+                first = inputs.source if not self.points else None
+                model = first or load_model(name, self.recipe, inputs, self.folder, self.download)
+                if not model.trained:
+                    raise ModelError(
+                        f"{name!r} has no trained head for the labels of this data, so it can't be measured on it. "
+                        "Fine-tune it first: mlflow run . -e finetune."
+                    )
+                with self.stages.time("export"):
+                    sample = inputs.data.validation.inputs[:SAMPLE_ROWS]
+                    exported = load_backend("torch").export(model, self.folder / f"{len(self.points)}-given", sample)
+            if self.points:
+                check_comparable(self.points[0][0].exported, exported)
+            self.log(exported, inputs)
 
     def download(self, uri: str) -> Path:
         """An MLflow artifact in a folder that goes with the recipe's others."""
@@ -281,7 +312,7 @@ class _Flow:
         return outcome, OptimizationCost(spent.duration_s, spent.energy_kwh, grade)
 
     def add(self, model: OptimizedModel, backend_name: str, inputs: Inputs, *, is_output: bool = False) -> None:
-        """Exports a model, logs it under a run of its own, and checks what was logged in a fresh process.
+        """Exports a model and logs it.
 
         The last model is written into the user's output folder before MLflow is asked to take it.
         """
@@ -292,12 +323,17 @@ class _Flow:
             exported = backend.export(model, self.folder / f"{len(self.points)}-{variant}-{backend_name}", sample)
         if is_output and self.recipe.output is not None:
             self.write_output(exported, Path(self.recipe.output).expanduser())
+        self.log(exported, inputs)
+
+    def log(self, exported: ExportedModel, inputs: Inputs) -> None:
+        """Logs a model under a run of its own, and checks what was logged in a fresh process."""
+        sample = inputs.data.validation.inputs[:SAMPLE_ROWS]
         baseline_run = self.points[0][1].run_id if self.points else None
         with self.stages.time("log"), self.kept_if_not_logged(exported):
             from . import flavor
 
             point_run = self.recipe_run.open_point(
-                exported.variant, step=len(model.lineage), baseline_run_id=baseline_run, data=inputs.data
+                exported.variant, step=len(exported.lineage), baseline_run_id=baseline_run, data=inputs.data
             )
             info = point_run.log_model(
                 flavor.log_model, exported, params={**inputs.facts, **_point_params(exported, self.prepared)}
@@ -436,6 +472,8 @@ def _check_machine(recipe: Recipe) -> None:
     """Refuses what this machine or this start can't do, before a run is opened."""
     carbon_intensity(recipe.region, recipe.carbon_intensity)
     faults = [reason for name in recipe.export.backends if (reason := load_backend(name).is_available())]
+    asked = [step.is_available() for step in recipe.steps if isinstance(step, Conditional)]
+    faults += [reason for reason in asked if reason]
     if recipe.device == "cuda":
         import torch
 

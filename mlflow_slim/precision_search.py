@@ -62,14 +62,15 @@ class _Trial:
 
 
 def quantize_for_backends(
-    name: str, options: QuantizeOptions, schemes: Sequence[Scheme], source: OptimizedModel, context: Context
+    name: str, options: QuantizeOptions, choices: Sequence[Sequence[Scheme]], source: OptimizedModel, context: Context
 ) -> OptimizedModel:
     """``source`` with a quantized build for each of the context's backends.
 
     Args:
         name: Name of the technique.
         options: Its options in force.
-        schemes: What may be tried, at least one, all of one kind.
+        choices: What may be tried, all of one kind, smallest first: the nearest scheme of the first choice that holds
+            the margin is taken. Where none does, modules of the last choice go back to float.
         source: The model; it is left as it is.
         context: Validation rows to decide on, folder, backends.
 
@@ -79,12 +80,13 @@ def quantize_for_backends(
     """
     builds: dict[str, Path] = {}
     notes: dict[str, Any] = {}
+    schemes = [scheme for choice in choices for scheme in choice]
     for backend_name, backend in context.backends.items():
         kind = schemes[0].kind
         if kind not in getattr(backend, "kinds", ()):
             raise ConfigError(f"{name} can't be done for {backend_name}. Write other export.backends.")
         search = _Search(name, options, source, context, cast("QuantizingBackend", backend), kind)
-        chosen = search.run(schemes)
+        chosen = search.run(choices)
         builds[backend_name] = chosen.folder
         notes[backend_name] = {
             **_differences(chosen.scheme, schemes),
@@ -156,11 +158,14 @@ class _Search:
             sqnr_db=sqnr_db(self.expected, found),
         )
 
-    def run(self, schemes: Sequence[Scheme]) -> _Trial:
+    def run(self, choices: Sequence[Sequence[Scheme]]) -> _Trial:
         kept = frozenset(name for pattern in self.options.keep_float for name in self._named(pattern))
-        trials = [self._try(replace(scheme, keep_float=kept)) for scheme in schemes]
-        chosen = max(trials, key=lambda trial: trial.sqnr_db)
-        if not self._holds(chosen):
+        for schemes in choices:
+            trials = [self._try(replace(scheme, keep_float=kept)) for scheme in schemes]
+            chosen = max(trials, key=lambda trial: trial.sqnr_db)
+            if self._holds(chosen):
+                break
+        else:
             chosen = self._back_to_float(chosen)
         logger.info(
             "%s: %d of %d matrices in integers%s; %.1f %% of %d validation rows answered as before",

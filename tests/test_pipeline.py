@@ -588,3 +588,36 @@ def test_processes_under_torchrun_train_together_and_the_first_alone_logs(
     mlflow.set_tracking_uri(before)
     # 160 rows in batches of 32 are five steps for one process, and three when two share them.
     assert notes["training_steps"] == 3
+
+
+def test_two_logged_models_are_measured_as_they_are(outcome: Any, store: Any, reviews: Path) -> None:
+    """`evaluate`: the second is an ONNX model, which nothing could be done to."""
+    first, last = outcome.points[0].model_uri, outcome.points[-1].model_uri
+    found = slim.run("evaluate", **options(last, reviews, against=first))
+    assert [point.exported.variant for point in found.points] == ["baseline", "distill.logits@onnxruntime"]
+    run = store.get_run(found.points[1].run_id)
+    assert run.data.tags["slim.baseline_run"] == found.points[0].run_id
+    assert run.data.metrics["quality/accuracy"] == outcome.reports[-1].metrics["quality/accuracy"]
+    assert run.data.metrics["latency/p50_ms"] > 0
+
+
+def test_a_folder_is_measured_against_a_logged_model(
+    outcome: Any, reviews: Path, make_tiny_classifier: Callable[..., Path]
+) -> None:
+    folder = make_tiny_classifier(labels=("negative", "positive"))
+    more = {"against": outcome.points[-1].model_uri}
+    found = slim.run("evaluate", **options(folder, reviews, **more))
+    assert [point.exported.backend for point in found.points] == ["onnxruntime", "torch"]
+
+
+def test_a_model_without_a_head_for_these_labels_is_not_measured(
+    outcome: Any, reviews: Path, make_tiny_classifier: Callable[..., Path]
+) -> None:
+    other = make_tiny_classifier(labels=("a", "b", "c"))
+    with pytest.raises(SlimError, match="no trained head"):
+        slim.run("evaluate", **options(other, reviews, against=outcome.points[-1].model_uri))
+
+
+def test_against_and_steps_together_are_refused(reviews: Path) -> None:
+    with pytest.raises(ConfigError, match=r"against .* and steps are both given"):
+        slim.run("distill", **options("demo", reviews, against="demo"))

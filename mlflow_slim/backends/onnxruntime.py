@@ -140,12 +140,12 @@ def _fuse(config: Any, plain: Path, target: Path) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class _Known:
-    """What is the same for every quantized form of one export: its nodes, and a folder for activation ranges."""
+    """What is the same for every quantized form of one export: its nodes, and the ranges of its activations."""
 
     directory: Path
     kind: Kind
     nodes: dict[str, list[str]]
-    ranges: tempfile.TemporaryDirectory[str]
+    ranges: dict[str, bytes]
 
 
 class OnnxRuntimeBackend:
@@ -259,7 +259,7 @@ class OnnxRuntimeBackend:
             known = self._known_of(exported, source, scheme.kind)
             with _quiet():
                 try:
-                    quantize_graph(graph, work / MODEL, scheme, known.nodes, batches, Path(known.ranges.name))
+                    quantize_graph(graph, work / MODEL, scheme, known.nodes, batches, known.ranges)
                 except OSError:
                     raise
                 except Exception as error:  # onnxruntime's quantizer raises many kinds of its own
@@ -272,8 +272,7 @@ class OnnxRuntimeBackend:
         """Kept for the last export: a search asks for it at every trial."""
         if self._known is None or (self._known.directory, self._known.kind) != (exported.directory, kind):
             nodes = weighted_nodes(exported.directory / MODEL, source.model, kind)
-            ranges = tempfile.TemporaryDirectory(prefix="mlflow_slim-ranges-", ignore_cleanup_errors=True)
-            self._known = _Known(exported.directory, kind, nodes, ranges)
+            self._known = _Known(exported.directory, kind, nodes, {})
         return self._known
 
     def _check_length(

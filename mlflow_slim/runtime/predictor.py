@@ -108,7 +108,8 @@ def load(directory: str | Path, *, threads: int, device: str = "cpu", verify: bo
             return Predictor(bundle, encoder, OnnxEngine(bundle.directory / MODEL, threads=threads), threads)
         if bundle.backend == "torch":
             model = load_model(bundle.directory, task.LIBRARY_CLASS).to(device).eval()
-            engine = TorchEngine(model, output=task.OUTPUT, threads=threads)
+            compile_mode = bundle.content.get("engine", {}).get("compile")
+            engine = TorchEngine(model, output=task.OUTPUT, threads=threads, compile_mode=compile_mode)
             encode = transformers_encoder(bundle.directory, bundle.inputs["names"], max_length=max_length)
             return Predictor(bundle, encode, engine, threads)
     except (BundleError, ImportError, MemoryError):

@@ -93,13 +93,17 @@ class TorchEngine:
         output: The field of its output that is the answer, such as ``logits``.
         threads: Threads of torch, >= 1. torch keeps one number per process, so it is set again before a call
             when another engine has changed it.
+        compile_mode: Mode of torch.compile; None runs the model as it is. Where compiling fails, the model is run as
+            it is, with a warning.
     """
 
-    def __init__(self, model: Any, *, output: str, threads: int) -> None:
+    def __init__(self, model: Any, *, output: str, threads: int, compile_mode: str | None = None) -> None:
         import torch
 
         self._torch = torch
-        self._model = model
+        self._eager = self._model = model
+        if compile_mode is not None:
+            self._model = torch.compile(model, dynamic=True, mode=None if compile_mode == "default" else compile_mode)
         self._output = output
         self._threads = threads
         self._device = model.device
@@ -107,6 +111,7 @@ class TorchEngine:
             "threads": threads,
             "device": str(self._device),
             "dtype": str(model.dtype).removeprefix("torch."),
+            "compile": compile_mode or "no",
         }
         logger.debug("torch %s: %s", torch.__version__, self.settings)
 
@@ -116,7 +121,15 @@ class TorchEngine:
         if torch.get_num_threads() != self._threads:
             torch.set_num_threads(self._threads)
         with torch.inference_mode():
-            outputs = self._model(**{name: torch.from_numpy(array).to(self._device) for name, array in batch.items()})
+            inputs = {name: torch.from_numpy(array).to(self._device) for name, array in batch.items()}
+            try:
+                outputs = self._model(**inputs)
+            except Exception as error:  # the compiler and what it calls raise many kinds
+                if self._model is self._eager:
+                    raise
+                logger.warning("torch.compile failed (%s); the model runs uncompiled, so slower.", error)
+                self._model, self.settings["compile"] = self._eager, "failed"
+                outputs = self._model(**inputs)
             array: np.ndarray = getattr(outputs, self._output).float().cpu().numpy()
         return array
 

@@ -29,7 +29,9 @@ class QuantizeDynamic(QuantizeOptions):
         None, description="7 bits for weights; default: whichever of 7 and 8 answers closer on calibration rows."
     )
     embedding_bits: Literal[8, 4] = Field(
-        8, description="Bits of the embeddings' weights; 4 halves their size again, in blocks with a scale each."
+        8,
+        description="Bits of the embeddings' weights; 4 halves their size again, in blocks with a scale each, and "
+        "falls back to 8 where the margin doesn't hold.",
     )
     block_size: Literal[16, 32, 64, 128] = Field(64, description="Weights of an embedding that share a scale; 4 bits.")
 
@@ -40,14 +42,17 @@ class QuantizeDynamic(QuantizeOptions):
             ConfigError: A pattern of ``keep_float`` fits no module.
             ExportError: The model can't be exported or quantized.
         """
-        schemes = [
-            Scheme(
-                "dynamic",
-                per_channel=self.per_channel,
-                reduce_range=reduced,
-                embedding_bits=self.embedding_bits,
-                block_size=self.block_size,
-            )
-            for reduced in ([False, True] if self.reduce_range is None else [self.reduce_range])
+        choices = [
+            [
+                Scheme(
+                    "dynamic",
+                    per_channel=self.per_channel,
+                    reduce_range=reduced,
+                    embedding_bits=bits,
+                    block_size=self.block_size,
+                )
+                for reduced in ([False, True] if self.reduce_range is None else [self.reduce_range])
+            ]
+            for bits in ([4, 8] if self.embedding_bits == 4 else [8])
         ]
-        return quantize_for_backends(self.name, self, schemes, source, context)
+        return quantize_for_backends(self.name, self, choices, source, context)

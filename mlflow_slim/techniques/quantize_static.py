@@ -51,4 +51,4 @@ class QuantizeStatic(QuantizeOptions):
             )
             for reduced in ([False, True] if self.reduce_range is None else [self.reduce_range])
         ]
-        return quantize_for_backends(self.name, self, schemes, source, context)
+        return quantize_for_backends(self.name, self, [schemes], source, context)

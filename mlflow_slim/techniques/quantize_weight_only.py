@@ -6,6 +6,7 @@ weights is what takes the time (large models, one text at a time).
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -23,7 +24,9 @@ class QuantizeWeightOnly(QuantizeOptions):
     name: ClassVar[str] = "quantize.weight_only"
     runs_on: ClassVar[tuple[str, ...]] = ("onnxruntime", "openvino")
 
-    bits: Literal[8, 4] = Field(8, description="Bits of a weight of a matrix.")
+    bits: Literal[8, 4] = Field(
+        8, description="Bits of a weight of a matrix; 4 falls back to 8."
+    )
     embedding_bits: Literal[8, 4] = Field(8, description="Bits of a weight of an embedding.")
     block_size: Literal[16, 32, 64, 128] = Field(32, description="Weights that share a scale.")
 
@@ -34,5 +37,7 @@ class QuantizeWeightOnly(QuantizeOptions):
             ConfigError: A pattern of ``keep_float`` fits no module.
             ExportError: The model can't be exported or quantized.
         """
-        scheme = Scheme("weight_only", bits=self.bits, embedding_bits=self.embedding_bits, block_size=self.block_size)
-        return quantize_for_backends(self.name, self, [scheme], source, context)
+        asked = Scheme("weight_only", bits=self.bits, embedding_bits=self.embedding_bits, block_size=self.block_size)
+        wider = replace(asked, bits=8, embedding_bits=8)
+        choices = [[asked]] if asked == wider else [[asked], [wider]]
+        return quantize_for_backends(self.name, self, choices, source, context)

@@ -1,0 +1,131 @@
+"""``finetune.lora`` and ``compile.torch`` on tiny models: merged adapters are gone, compiled answers are the same."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_backends import random_texts, tiny_source
+from test_prune_techniques import TASK, context, state
+
+from mlflow_slim.artifact import OptimizedModel
+from mlflow_slim.catalog import load_backend, load_technique
+from mlflow_slim.config import Recipe
+from mlflow_slim.errors import ConfigError, ModelError
+from mlflow_slim.interfaces import Conditional
+from mlflow_slim.scoring import outputs_of
+
+torch = pytest.importorskip("torch")
+
+
+@pytest.fixture
+def source() -> OptimizedModel:
+    return tiny_source()
+
+
+def test_adapters_are_merged_and_leave_no_trace(source: OptimizedModel, tmp_path: Path) -> None:
+    before = state(source.model)
+    step = load_technique("finetune.lora")(rank=2, epochs=2, batch_size=8)
+    tuned = step.apply(source, context(source, tmp_path))
+    assert all(torch.equal(before[key], value) for key, value in source.model.state_dict().items())
+    assert tuned.model.state_dict().keys() == before.keys()
+    changed = {key for key, value in tuned.model.state_dict().items() if not torch.equal(before[key], value)}
+    assert any("query" in key for key in changed)
+    assert any("classifier" in key for key in changed)
+    assert not any("embeddings" in key for key in changed), "what has no adapter is frozen"
+    notes = tuned.lineage[-1].notes
+    assert 0 < notes["adapter_parameters"] < sum(p.numel() for p in source.model.parameters())
+    assert notes["losses"][-1] < notes["losses"][0]
+    assert type(tuned.model) is type(source.model)
+    assert all(weight.requires_grad for weight in tuned.model.parameters())
+    for backend in ("torch", "onnxruntime"):
+        exported = load_backend(backend).export(tuned, tmp_path / backend, random_texts(6, seed=1))
+        assert exported.parameters == sum(p.numel() for p in source.model.parameters())
+
+
+def test_the_same_seed_gives_the_same_adapters(source: OptimizedModel, tmp_path: Path) -> None:
+    step = load_technique("finetune.lora")(rank=2, epochs=1, batch_size=8)
+    first, again, other = (
+        step.apply(source, context(source, tmp_path, seed=seed)).model.state_dict() for seed in (0, 0, 1)
+    )
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not all(torch.equal(first[key], other[key]) for key in first)
+
+
+def test_only_attention_is_fewer_adapters(source: OptimizedModel, tmp_path: Path) -> None:
+    counts = [
+        load_technique("finetune.lora")(targets=targets, epochs=1, batch_size=16)
+        .apply(source, context(source, tmp_path))
+        .lineage[-1]
+        .notes["adapted_matrices"]
+        for targets in ("attention", "all")
+    ]
+    assert counts[0] == 4 * source.model.config.num_hidden_layers
+    assert counts[1] == 6 * source.model.config.num_hidden_layers
+
+
+def test_a_model_of_unknown_parts_is_refused_before_training() -> None:
+    import transformers
+
+    config = transformers.AlbertConfig(
+        vocab_size=60, hidden_size=16, num_attention_heads=2, intermediate_size=16, embedding_size=8
+    )
+    model = transformers.AlbertForSequenceClassification(config)
+    with pytest.raises(ModelError, match="albert"):
+        load_technique("finetune.lora")().check(OptimizedModel(model, None, "text-classification", {}))
+
+
+def test_a_compiled_model_answers_as_before_from_its_folder_and_says_what_compiling_took(
+    source: OptimizedModel, tmp_path: Path
+) -> None:
+    torch_backend = load_backend("torch")
+    step = load_technique("compile.torch")()
+    found = step.apply(source, context(source, tmp_path, backends={"torch": torch_backend}))
+    assert found.variant.endswith("compile.torch")
+    notes = found.lineage[-1].notes
+    assert notes["graphs"] >= 1
+    assert notes["first_answers_s"] > 0
+    exported = torch_backend.export(found, tmp_path / "out", random_texts(4, seed=1))
+    assert json.loads((exported.directory / "slim.json").read_text())["engine"] == {"compile": "default"}
+    texts = random_texts(5, seed=2)
+    rows = TASK.encode(source.processor, texts, source.spec)
+    predictor = torch_backend.load(exported.directory, threads=1)
+    np.testing.assert_allclose(
+        predictor.predict(texts), outputs_of(source.model, source.processor, rows), rtol=1e-3, atol=1e-4
+    )
+
+
+def test_where_compiling_fails_the_model_still_answers(
+    source: OptimizedModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from mlflow_slim.runtime.torch_engine import TorchEngine
+
+    def broken(model: object, **_: object) -> object:
+        def call(**_: object) -> object:
+            raise RuntimeError("no compiler here")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", broken)
+    batch = {k: v.numpy() for k, v in source.processor(["good film"], return_tensors="pt").items()}
+    engine = TorchEngine(source.model, output="logits", threads=1, compile_mode="default")
+    plain = TorchEngine(source.model, output="logits", threads=1)
+    np.testing.assert_array_equal(engine.forward(batch), plain.forward(batch))
+    assert "no compiler here" in caplog.text
+    assert engine.settings["compile"] == "failed"
+
+
+def test_a_missing_compiler_is_said_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = load_technique("compile.torch")()
+    assert isinstance(step, Conditional)
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert "apt install g++" in str(step.is_available())
+
+
+@pytest.mark.parametrize("name", ["compile.torch", "quantize.dynamic", "quantize.cast"])
+def test_nothing_follows_what_exists_for_a_runtime_only(name: str) -> None:
+    steps = [{"technique": name}, {"technique": "prune.width"}]
+    with pytest.raises(ConfigError, match=rf"can't follow '{name}'"):
+        Recipe.load({"model": "demo", "data": "demo", "steps": steps})
