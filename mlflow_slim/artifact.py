@@ -24,12 +24,14 @@ class OptimizationCost:
         energy_kwh: Energy of the step; None when it was not measured.
         grade: Provenance of the energy figure, "A" (counter) to "D" (assumed); None with no energy.
         no_energy: Why the energy was not measured; empty when it was.
+        reused: True when the step was not done again but taken from the cache; the figures are of when it was done.
     """
 
     duration_s: float
     energy_kwh: float | None = None
     grade: str | None = None
     no_energy: str = ""
+    reused: bool = False
 
 
 @dataclass(frozen=True)

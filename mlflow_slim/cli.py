@@ -13,7 +13,7 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from . import __version__
 from .errors import ConfigError, InputNotFound, SlimError
@@ -72,6 +72,19 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("overrides", nargs=argparse.REMAINDER, help="options of the recipe, --key=value")
     run.add_argument("-v", "--verbose", action="store_true", help="also log what libraries say")
     commands.add_parser("list", help="list recipes, techniques, tasks and backends")
+    cache = commands.add_parser(
+        "cache",
+        help="list, verify or clear what steps left for the next time",
+        description="Outcomes of steps are kept, so that a recipe that was killed or changed goes on where it can. "
+        "MLFLOW_SLIM_CACHE names the folder, or is off.",
+    )
+    actions = cache.add_subparsers(dest="action", required=True, metavar="action")
+    actions.add_parser("ls", help="list the stored steps, the last used first")
+    actions.add_parser("verify", help="compare every file with its sha256; damaged steps are set aside (exit code 1)")
+    gc = actions.add_parser("gc", help="remove stored steps, the longest unused first; without a limit, all of them")
+    gc.add_argument("--older-than", metavar="AGE", help="only those not used for this long, such as 30d or 12h")
+    gc.add_argument("--max-size", metavar="SIZE", help="only until what is left is this small, such as 10GiB or 500MiB")
+    gc.add_argument("--dry-run", action="store_true", help="only say what would be removed")
     show = commands.add_parser(
         "show", help="show the options of a technique, of recipes, or the text of a shipped recipe"
     )
@@ -95,6 +108,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(Recipe.load(options.recipe, parse_overrides(overrides)).to_yaml(), end="")  # noqa: T201
         elif options.command == "list":
             _list()
+        elif options.command == "cache":
+            return _cache(options)
         else:
             _show(options.name)
     except SlimError as error:
@@ -137,6 +152,55 @@ def _run(source: str, overrides: dict[str, str], *, verbose: bool) -> int:
     finally:
         logger.removeHandler(handler)
     return 0
+
+
+def _cache(options: argparse.Namespace) -> int:
+    import time
+
+    from .cache import VARIABLE, StepCache
+
+    cache = StepCache.from_environment()
+    if cache is None:
+        print(f"The step cache is off ({VARIABLE}).")  # noqa: T201
+        return 0
+    if options.action == "ls":
+        entries = cache.entries()
+        for entry in entries:
+            days = (time.time() - entry.used) / 86400
+            print(f"{entry.key[:12]}  {entry.content['technique']:20}  {entry.size / 2**20:9.1f} MiB  {days:6.1f} days")  # noqa: T201
+        total = sum(entry.size for entry in entries) / 2**20
+        print(f"{len(entries)} steps, {total:.1f} MiB, in {cache.root}")  # noqa: T201
+        return 0
+    if options.action == "verify":
+        sound, damaged = cache.verify()
+        for key in damaged:
+            print(f"{key[:12]}  damaged, set aside")  # noqa: T201
+        print(f"{len(sound)} steps are as they were written, {len(damaged)} are not.")  # noqa: T201
+        return 1 if damaged else 0
+    age = _quantity(options.older_than, {"m": 60, "h": 3600, "d": 86400, "w": 604800}, "--older-than", "30d")
+    size = _quantity(
+        options.max_size, {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "MB": 1e6, "GB": 1e9}, "--max-size", "10GiB"
+    )
+    removed = cache.collect(older_than_s=age, max_bytes=None if size is None else int(size), dry_run=options.dry_run)
+    what = "would be removed" if options.dry_run else "removed"
+    print(f"{len(removed)} {what}, {sum(bytes_ for _, bytes_ in removed) / 2**20:.1f} MiB, from {cache.root}")  # noqa: T201
+    return 0
+
+
+def _quantity(text: str | None, units: Mapping[str, float], option: str, example: str) -> float | None:
+    """A number with a unit, such as 30d.
+
+    >>> _quantity("1.5h", {"h": 3600}, "--older-than", "30d")
+    5400.0
+    """
+    import re
+
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)", text)
+    if found is None or found[2] not in units:
+        raise ConfigError(f"{option} {text!r} is no number with one of {', '.join(units)}. Write it as {example}.")
+    return float(found[1]) * units[found[2]]
 
 
 def _list() -> None:

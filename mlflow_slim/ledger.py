@@ -36,6 +36,7 @@ class Line:
         energy: How many times less energy for a sample, > 0.
         duration_s: Wall time of doing it; None for a runtime.
         energy_kwh: Energy of doing it; None when it was not measured, and for a runtime.
+        reused: True when it was taken from the cache: the cost is of when it was done.
     """
 
     step: str
@@ -49,6 +50,7 @@ class Line:
     energy: float | None
     duration_s: float | None
     energy_kwh: float | None
+    reused: bool
 
     def as_row(self) -> dict[str, Any]:
         """As plain values, for an artifact."""
@@ -82,6 +84,7 @@ def make_ledger(models: Sequence[ExportedModel], reports: Sequence[Report]) -> l
                 energy=_times(old, new, "energy/wh_per_1k_samples"),
                 duration_s=cost.duration_s if cost else None,
                 energy_kwh=cost.energy_kwh if cost else None,
+                reused=bool(cost and cost.reused),
             )
         )
     return lines
@@ -112,7 +115,7 @@ def markdown_ledger(lines: Sequence[Line]) -> str:
             f"{escape(line.step)}<br>{escape(line.variant)}",
             "-" if line.quality is None else f"{line.quality:+.4f}",
             *("-" if ratio is None else f"{ratio:.2f}x" for ratio in ratios),
-            "-" if line.duration_s is None else f"{line.duration_s:.0f} s",
+            "-" if line.duration_s is None else f"{line.duration_s:.0f} s{' (reused)' if line.reused else ''}",
             "-" if line.energy_kwh is None else f"{line.energy_kwh:.2g}",
         ]
         table.append(f"| {' | '.join(cells)} |")

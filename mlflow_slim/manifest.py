@@ -11,15 +11,16 @@ from pathlib import Path
 from .errors import IntegrityError
 from .runtime import manifest as served
 
-__all__ = ["NAME", "check", "digest", "verify", "write"]
+__all__ = ["NAME", "check", "digest", "sha256_of", "verify", "write"]
 
 NAME = served.NAME
+sha256_of = served.sha256_of
 
 
 def write(directory: Path) -> Path:
     """Writes ``manifest.json``: size and sha256 of every other file below ``directory``. Its path."""
     files = {
-        name: {"size": path.stat().st_size, "sha256": served.sha256_of(path)}
+        name: {"size": path.stat().st_size, "sha256": sha256_of(path)}
         for name, path in sorted(served.files_in(directory).items())
     }
     target = directory / NAME
@@ -46,4 +47,4 @@ def check(directory: Path) -> None:
 
 def digest(directory: Path) -> str:
     """sha256 of the manifest, hex: one number that stands for every file of the folder."""
-    return served.sha256_of(Path(directory) / NAME)
+    return sha256_of(Path(directory) / NAME)

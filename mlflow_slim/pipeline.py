@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__, bundle, tracking
 from .artifact import ExportedModel, OptimizationCost, OptimizedModel, StepRecord
+from .cached_steps import do_cached
 from .catalog import load_backend, load_technique
 from .config import Recipe
 from .errors import ConfigError, IntegrityError, MeasurementError, ModelError
@@ -33,6 +34,7 @@ from .measurement.host import host
 from .measurement.quality_report import headline
 from .measurement.report import Report
 from .measurement.session import measure_points
+from .model_source import resolve_model
 
 if TYPE_CHECKING:
     from .tracking import PointRun, RecipeRun
@@ -224,6 +226,10 @@ class _Flow:
         """An MLflow artifact in a folder that goes with the recipe's others."""
         return tracking.download_artifacts(uri, into=Path(tempfile.mkdtemp(prefix="download-", dir=self.folder)))
 
+    def find_model(self, name: str) -> Path:
+        """The folder of a model by the name a user gives it."""
+        return resolve_model(name, download_artifacts=self.download, workdir=self.folder).directory
+
     def say(self, line: str) -> None:
         logger.info("%s", line)
         self.notes.append(line)
@@ -282,18 +288,23 @@ class _Flow:
             backends={name: load_backend(name) for name in self.recipe.export.backends},
             original=self.original,
         )
+
+        def work() -> OptimizedModel:
+            outcome, cost = self.metered(step.name, lambda: step.apply(source, context))
+            record = replace(outcome.lineage[-1], cost=cost)
+            return replace(outcome, lineage=(*outcome.lineage[:-1], record))
+
         try:
             with self.stages.time("train"):
-                outcome, cost = self.metered(step.name, lambda: step.apply(source, context))
+                outcome = do_cached(step, source, context, work, self.find_model)
         finally:  # the curve of a training that went wrong says why
             for name, value, at in figures if self._recipe_run is not None else ():
                 self.recipe_run.log_progress(name, value, at)
         if not outcome.builds:  # they lie in it until they are exported
             shutil.rmtree(workdir, ignore_errors=True)
-        record: StepRecord = replace(outcome.lineage[-1], cost=cost)
-        if "caution" in record.notes:
-            self.say(str(record.notes["caution"]))
-        return replace(outcome, lineage=(*outcome.lineage[:-1], record))
+        if "caution" in outcome.lineage[-1].notes:
+            self.say(str(outcome.lineage[-1].notes["caution"]))
+        return outcome
 
     def metered(self, name: str, work: Callable[[], OptimizedModel]) -> tuple[OptimizedModel, OptimizationCost]:
         """What ``work`` made and what that cost; the energy is left out when it can't be measured."""
@@ -340,6 +351,7 @@ class _Flow:
             )
             self.points.append((Point(exported, point_run.run_id, info.model_uri), point_run))
         with self.stages.time("check"):
+            point_run.set_tags(_reuse_tags(exported, self.prepared))
             point_run.set_tags(self.check(exported, info.model_uri, sample))
         logger.info("Logged %s as %s", exported.variant, info.model_uri)
 
@@ -444,6 +456,13 @@ def _point_params(exported: ExportedModel, prepared: StepRecord | None) -> dict[
             {f"slim.steps.{index}.{key}": value for key, value in record.options.items() if value is not None}
         )
     return params
+
+
+def _reuse_tags(exported: ExportedModel, prepared: StepRecord | None) -> dict[str, str]:
+    """Says that the last step was not done in this run, so that its energy isn't counted twice over all runs."""
+    last = exported.lineage[-1] if exported.lineage else prepared
+    reused = last is not None and last.cost is not None and last.cost.reused
+    return {"slim.step.reused": "true", "slim.emissions.reused": "true"} if reused else {}
 
 
 def _check_first(steps: tuple[Technique, ...], source: OptimizedModel) -> None:

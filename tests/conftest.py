@@ -42,6 +42,17 @@ def _is_local(sock: socket.socket, address: Any) -> bool:
 
 
 @pytest.fixture(autouse=True, scope="session")
+def no_step_cache() -> Iterator[None]:
+    """Every test does its steps itself; those of the cache name a folder of their own."""
+    before = os.environ.get("MLFLOW_SLIM_CACHE")
+    os.environ["MLFLOW_SLIM_CACHE"] = "off"
+    yield
+    os.environ.pop("MLFLOW_SLIM_CACHE")
+    if before is not None:
+        os.environ["MLFLOW_SLIM_CACHE"] = before
+
+
+@pytest.fixture(autouse=True, scope="session")
 def no_network() -> Iterator[None]:
     """Every connection that isn't to this machine, and every name that isn't its own, raises `NetworkBlocked`."""
     connect, connect_ex, getaddrinfo = socket.socket.connect, socket.socket.connect_ex, socket.getaddrinfo

@@ -24,9 +24,7 @@ class QuantizeWeightOnly(QuantizeOptions):
     name: ClassVar[str] = "quantize.weight_only"
     runs_on: ClassVar[tuple[str, ...]] = ("onnxruntime", "openvino")
 
-    bits: Literal[8, 4] = Field(
-        8, description="Bits of a weight of a matrix; 4 falls back to 8."
-    )
+    bits: Literal[8, 4] = Field(8, description="Bits of a weight of a matrix; 4 falls back to 8.")
     embedding_bits: Literal[8, 4] = Field(8, description="Bits of a weight of an embedding.")
     block_size: Literal[16, 32, 64, 128] = Field(32, description="Weights that share a scale.")
 
