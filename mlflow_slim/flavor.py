@@ -52,6 +52,7 @@ _RUNTIME = Path(__file__).parent / "runtime"
 _LOADER = re.compile(r"slim_runtime_([0-9a-f]{8})\.pyfunc")
 _REQUIREMENTS = {
     "onnxruntime": ("mlflow-skinny", "onnxruntime", "tokenizers", "numpy", "pandas"),
+    "openvino": ("mlflow-skinny", "openvino", "tokenizers", "numpy", "pandas"),
     "torch": ("mlflow", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pandas"),
 }
 

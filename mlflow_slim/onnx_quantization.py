@@ -6,13 +6,13 @@ it came from, whatever the exporter and the fusions called it, so that people ca
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .interfaces import Kind, Scheme
+from .weights import array_digest, modules_by_weight
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,24 +25,6 @@ OPERATORS: Mapping[Kind, tuple[str, ...]] = {
     "weight_only": ("Gather", "MatMul"),
 }
 """Operators with weights in our graphs that onnxruntime has kernels for, by kind of quantization."""
-
-
-def _digest(array: Any) -> str:
-    import numpy as np
-
-    plain = np.ascontiguousarray(array, dtype=np.float32)
-    return f"{plain.shape}:{hashlib.sha256(plain.tobytes()).hexdigest()}"
-
-
-def _modules_by_weight(model: Any) -> dict[str, str]:
-    """Digest of each matrix of a torch model, as it is and transposed -> the name of its module."""
-    found: dict[str, str] = {}
-    for name, weight in model.named_parameters():
-        if weight.ndim == 2:
-            array = weight.detach().cpu().float().numpy()
-            for form in (array, array.T):
-                found.setdefault(_digest(form), name.removesuffix(".weight"))
-    return found
 
 
 def weighted_nodes(path: Path, model: Any, kind: Kind = "dynamic") -> dict[str, list[str]]:
@@ -60,13 +42,13 @@ def weighted_nodes(path: Path, model: Any, kind: Kind = "dynamic") -> dict[str, 
 
     graph = onnx.load(str(path)).graph
     matrices = {tensor.name: tensor for tensor in graph.initializer if len(tensor.dims) == 2}
-    modules = _modules_by_weight(model)
+    modules = modules_by_weight(model)
     nodes: dict[str, list[str]] = {}
     for node in graph.node:
         used = next((name for name in node.input if name in matrices), None)
         if node.op_type in OPERATORS[kind] and used is not None:
             array = numpy_helper.to_array(matrices[used], base_dir=str(path.parent))
-            nodes.setdefault(modules.get(_digest(array), node.name), []).append(node.name)
+            nodes.setdefault(modules.get(array_digest(array), node.name), []).append(node.name)
     return nodes
 
 

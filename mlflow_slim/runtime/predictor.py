@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from . import tasks
+from . import openvino_engine, tasks
 from .bundle import Bundle, BundleError, read_bundle
 from .encoder import TokenizerFile
 from .onnx_engine import MODEL, OnnxEngine
@@ -101,10 +101,13 @@ def load(directory: str | Path, *, threads: int, device: str = "cpu", verify: bo
     try:
         task = tasks.find(bundle.task)
         max_length = int(bundle.spec["max_length"])
-        if bundle.backend == "onnxruntime":
+        if bundle.backend in ("onnxruntime", "openvino"):
             if device != "cpu":
-                raise BundleError(f"An onnxruntime bundle runs on cpu, not on {device!r}.")
+                raise BundleError(f"An {bundle.backend} bundle runs on cpu, not on {device!r}.")
             encoder = TokenizerFile(bundle.directory / "tokenizer.json", bundle.inputs, max_length=max_length)
+            if bundle.backend == "openvino":
+                graph = bundle.directory / openvino_engine.MODEL
+                return Predictor(bundle, encoder, openvino_engine.OpenVinoEngine(graph, threads=threads), threads)
             return Predictor(bundle, encoder, OnnxEngine(bundle.directory / MODEL, threads=threads), threads)
         if bundle.backend == "torch":
             model = load_model(bundle.directory, task.LIBRARY_CLASS).to(device).eval()
@@ -116,4 +119,4 @@ def load(directory: str | Path, *, threads: int, device: str = "cpu", verify: bo
         raise
     except Exception as error:  # tokenizers and onnxruntime raise kinds of their own, some of them plain Exception
         raise BundleError(f"{bundle.directory} can't be opened: {error}") from error
-    raise BundleError(f"{bundle.directory} is for the backend {bundle.backend!r}. Known: onnxruntime, torch.")
+    raise BundleError(f"{bundle.directory} is for the backend {bundle.backend!r}. Known: onnxruntime, openvino, torch.")

@@ -1,0 +1,148 @@
+"""Backend ``openvino``: the model as OpenVINO's own graph, on the CPU; an extra.
+
+The graph is read from our ONNX export, whose batch and length are free, and kept in float32. Quantizing is NNCF's
+work. Neither sends telemetry when called from here.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from .. import bundle
+from ..artifact import ExportedModel, OptimizedModel
+from ..catalog import load_backend
+from ..errors import ConfigError, ExportError, IntegrityError
+from ..interfaces import Kind, Scheme
+from ..openvino_quantization import quantize_model, weighted_nodes
+from ..runtime import BundleError, Predictor
+from ..runtime import load as load_bundle
+from ..runtime.bundle import read_bundle
+from ..runtime.encoder import TokenizerFile
+from ..runtime.openvino_engine import MODEL, OpenVinoEngine
+
+__all__ = ["BACKEND", "OpenVinoBackend"]
+
+_TOKENIZER = "tokenizer.json"
+# of the outputs, against the ONNX graph it was read from; measured differences are about 2e-6
+_TOLERANCE = 1e-3
+
+
+class OpenVinoBackend:
+    """Writes and runs OpenVINO's format."""
+
+    name = "openvino"
+    kinds: tuple[Kind, ...] = ("static", "weight_only")
+
+    def is_available(self) -> str | None:
+        """None when openvino is installed, else what to install."""
+        if importlib.util.find_spec("openvino") is None:
+            return "Backend 'openvino' needs openvino. Install it with: pip install 'mlflow_slim[openvino]'"
+        return None
+
+    def export(self, source: OptimizedModel, directory: Path, sample: Sequence[Any]) -> ExportedModel:
+        """Writes ``source`` into ``directory`` and compares its answers with those of the ONNX graph it is read from.
+
+        Args:
+            source: The model; it is left as it is.
+            directory: Made here; must not exist.
+            sample: A few real inputs, of different lengths if possible.
+
+        Raises:
+            ExportError: The folder exists or can't be written, or the model can't be converted or answers differently.
+            ModelError: As for the onnxruntime backend, which writes the graph.
+        """
+        if source.builds:
+            return bundle.adopt(source, directory, backend=self.name)
+        import openvino
+
+        with bundle.staged(Path(directory)) as work, tempfile.TemporaryDirectory() as scratch:
+            onnx = load_backend("onnxruntime").export(source, Path(scratch) / "onnx", sample)
+            content = read_bundle(onnx.directory, verify=False).content
+            shutil.copyfile(onnx.directory / _TOKENIZER, work / _TOKENIZER)
+            try:
+                graph = openvino.Core().read_model(str(onnx.directory / "model.onnx"))
+            except RuntimeError as error:
+                raise ExportError(
+                    f"OpenVINO can't read the graph of {type(source.model).__name__}: {error}. Use another backend."
+                ) from error
+            openvino.save_model(graph, str(work / MODEL), compress_to_fp16=False)
+            expected = load_bundle(onnx.directory, threads=1, verify=False)
+            found = OpenVinoEngine(work / MODEL, threads=1)
+            difference = bundle.compare(
+                lambda texts: expected.forward(expected.encode(texts)),
+                lambda texts: found.forward(expected.encode(texts)),
+                sample,
+                max_length=int(source.spec["max_length"]),
+                tolerance=_TOLERANCE,
+                what="The OpenVINO model",
+            )
+            notes = {**content["notes"], "openvino": openvino.__version__, "max_abs_diff_to_onnx": difference}
+            bundle.write(source, work, backend=self.name, inputs=content["inputs"], notes=notes)
+        return bundle.read(directory, verify=False)
+
+    def quantizable(self, exported: ExportedModel, source: OptimizedModel, kind: Kind) -> list[str]:  # noqa: ARG002
+        """Names of the modules of ``source.model`` whose matrices can be quantized, in the graph's order."""
+        import openvino
+
+        return list(weighted_nodes(openvino.Core().read_model(str(exported.directory / MODEL)), source.model))
+
+    def quantize(
+        self,
+        exported: ExportedModel,
+        source: OptimizedModel,
+        directory: Path,
+        scheme: Scheme,
+        rows: Sequence[Any],
+    ) -> None:
+        """Writes the quantized form of ``exported``, which came from ``source``, into ``directory`` (made here).
+
+        Raises:
+            ConfigError: nncf is missing, or has no such calibration.
+            ExportError: The folder exists or can't be written, or NNCF can't quantize the graph.
+        """
+        if importlib.util.find_spec("nncf") is None:
+            raise ConfigError("Quantizing for openvino needs nncf. Install it: pip install 'mlflow_slim[openvino]'")
+        import openvino
+
+        content = read_bundle(exported.directory).content
+        encode = TokenizerFile(
+            exported.directory / _TOKENIZER, content["inputs"], max_length=int(source.spec["max_length"])
+        )
+        with bundle.staged(Path(directory)) as work:
+            shutil.copyfile(exported.directory / _TOKENIZER, work / _TOKENIZER)
+            graph = openvino.Core().read_model(str(exported.directory / MODEL))
+            nodes = weighted_nodes(graph, source.model)
+            batches = [encode(rows[start : start + 8]) for start in range(0, len(rows), 8)]
+            try:
+                quantized = quantize_model(graph, scheme, nodes, batches)
+            except (ConfigError, OSError):
+                raise
+            except Exception as error:  # NNCF raises many kinds of its own
+                raise ExportError(f"NNCF can't quantize {type(source.model).__name__}: {error}") from error
+            openvino.save_model(quantized, str(work / MODEL), compress_to_fp16=False)
+            notes = {**content["notes"], "quantized": {**asdict(scheme), "keep_float": sorted(scheme.keep_float)}}
+            bundle.write(source, work, backend=self.name, inputs=content["inputs"], notes=notes)
+
+    def load(self, directory: Path, *, threads: int) -> Predictor:
+        """A predictor over an exported folder, after comparing it with its manifest.
+
+        Args:
+            directory: The folder.
+            threads: Threads of one inference, >= 1.
+
+        Raises:
+            IntegrityError: The folder is not what its manifest says, or can't be opened.
+        """
+        try:
+            return load_bundle(directory, threads=threads)
+        except BundleError as error:
+            raise IntegrityError(str(error)) from error
+
+
+BACKEND = OpenVinoBackend()

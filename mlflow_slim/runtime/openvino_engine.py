@@ -1,0 +1,48 @@
+"""Runs ``openvino_model.xml`` of a bundle with OpenVINO on the CPU, on as many threads as asked for."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+logger = logging.getLogger(__name__)
+
+MODEL = "openvino_model.xml"
+
+
+class OpenVinoEngine:
+    """A compiled model.
+
+    Args:
+        path: The model's XML file; its weights lie beside it.
+        threads: Threads of one inference, >= 1. One inference at a time gets all of them (one stream), and floats are
+            computed as float32, whatever the processor would rather do.
+    """
+
+    def __init__(self, path: Path, *, threads: int) -> None:
+        import openvino  # here, so that other models are served without it
+
+        settings: dict[str, Any] = {
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": "1",
+            "INFERENCE_PRECISION_HINT": "f32",
+            "PERFORMANCE_HINT": "LATENCY",
+            "ENABLE_CPU_PINNING": False,
+        }
+        core = openvino.Core()
+        self._compiled = core.compile_model(core.read_model(str(path)), "CPU", settings)
+        self._local = threading.local()
+        self.settings = {"threads": threads, "streams": 1, "precision": "f32", "pinning": False}
+        logger.debug("%s opened by openvino %s: %s", path.name, openvino.__version__, self.settings)
+
+    def forward(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
+        """First output of the graph, float32, ``(rows, ...)``; an inference request is not shared between threads."""
+        if not hasattr(self._local, "request"):
+            self._local.request = self._compiled.create_infer_request()
+        results = self._local.request.infer(dict(batch))
+        return np.array(results[0], dtype=np.float32)
