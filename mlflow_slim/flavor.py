@@ -143,6 +143,11 @@ def _add_onnx_flavor(model: Model) -> None:
     )
 
 
+def _has_engine(path: Path) -> bool:
+    """True when the bundle is not run as transformers would run it."""
+    return "engine" in json.loads((path / _BUNDLE / "slim.json").read_text(encoding="utf-8"))
+
+
 def _add_transformers_flavor(model: Model, path: Path, exported: ExportedModel) -> None:
     """Lets ``mlflow.transformers.load_model`` read the same weights; only the tokenizer is there twice.
 
@@ -238,7 +243,7 @@ def save_model(
     )
     if exported.backend == "onnxruntime":
         _add_onnx_flavor(model)
-    elif exported.backend == "torch" and exported.task == "text-classification":
+    elif exported.backend == "torch" and not _has_engine(path) and exported.task == "text-classification":
         _add_transformers_flavor(model, path, exported)
     pyfunc.add_to_model(
         model,

@@ -292,6 +292,7 @@ class Scheme:
         calibrate: How the range of an activation is found in what calibration rows give; ``static``.
         smooth: Share of the difficulty that moves from activations to weights (SmoothQuant's alpha); None for none
             of it; ``static``.
+        engine: Which of torch's quantizers; ``dynamic`` on the torch backend.
     """
 
     kind: Kind
@@ -303,6 +304,7 @@ class Scheme:
     block_size: int = 32
     calibrate: Literal["minmax", "entropy", "percentile"] = "minmax"
     smooth: float | None = None
+    engine: Literal["torch.ao", "torchao"] = "torch.ao"
 
 
 class QuantizingBackend(Backend, Protocol):

@@ -7,6 +7,7 @@ is taken out is named by the units that stay, so the order of importance is some
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +46,8 @@ class Layout:
     down: str
     heads: bool = True
 
+
+logger = logging.getLogger(__name__)
 
 LAYOUTS = (
     # BERT, RoBERTa, XLM-RoBERTa, CamemBERT, ELECTRA
@@ -312,13 +315,18 @@ def narrowed_shapes(model: Any) -> dict[str, dict[str, Any]]:
     import torch
 
     config = copy.deepcopy(model.config)
-    with torch.device("meta"):
-        described = dict(type(model)(config).named_modules())
+    try:
+        with torch.device("meta"):
+            described = dict(type(model)(config).named_modules())
+    except Exception as error:  # a model that can't be built without data is taken as its configuration says
+        logger.debug("%s can't be built on the meta device: %s", type(model).__name__, error)
+        return {}
     other_parts = sorted(described.keys() ^ {name for name, _ in model.named_modules()})
     if other_parts:
         raise ModelError(
-            f"With hidden_size {config.hidden_size}, a {config.model_type!r} model has other parts "
-            f"({', '.join(other_parts[:3])}), so this shape can't be saved. Change hidden_sparsity a little."
+            f"This {config.model_type!r} model has other parts than its configuration describes "
+            f"({', '.join(other_parts[:3])}), so transformers couldn't load it. Export to onnxruntime alone, or change "
+            "hidden_sparsity a little."
         )
     shapes: dict[str, dict[str, Any]] = {}
     for name, module in model.named_modules():

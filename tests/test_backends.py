@@ -296,14 +296,25 @@ def test_a_full_disk_is_said_plainly_and_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_narrowed_layer_is_refused_by_torch_with_the_way_out(tmp_path):
+def test_a_narrowed_layer_is_saved_with_its_shape(tmp_path):
     import torch
 
     source = tiny_source()
     layer = source.model.bert.encoder.layer[0]
     layer.intermediate.dense = torch.nn.Linear(32, 20)
     layer.output.dense = torch.nn.Linear(20, 32)
-    with pytest.raises(ExportError, match="export to onnxruntime instead"):
+    texts = random_texts(5)
+    exported = load_backend("torch").export(source, tmp_path / "model", texts)
+    found = load_backend("torch").load(exported.directory, threads=1).predict(texts)
+    np.testing.assert_allclose(found, outputs_of(source, texts), rtol=1e-4, atol=1e-5)
+
+
+def test_a_module_of_another_kind_is_refused_by_torch_with_the_way_out(tmp_path):
+    import torch
+
+    source = tiny_source()
+    source.model.bert.encoder.layer[0].output.add_module("more", torch.nn.Linear(4, 4))
+    with pytest.raises(ModelError, match="other parts"):
         load_backend("torch").export(source, tmp_path / "model", random_texts(3))
     assert list(tmp_path.iterdir()) == []
 

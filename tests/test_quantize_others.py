@@ -140,3 +140,26 @@ def test_a_cast_beyond_the_range_is_refused(source: OptimizedModel, tmp_path: Pa
 def test_a_cast_is_for_torch(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"quantize\.cast.* runs on torch"):
         Recipe.load({"steps": [{"technique": "quantize.cast"}], "export": {"backends": ["onnxruntime"]}})
+
+
+@pytest.mark.parametrize("engine", ["torch.ao", "torchao"])
+def test_torch_has_integers_of_its_own_from_the_moment_it_is_loaded(
+    engine: str, source: OptimizedModel, tmp_path: Path
+) -> None:
+    if engine == "torchao":
+        pytest.importorskip("torchao", reason="torchao is not installed")
+    backend = load_backend("torch")
+    step = load_technique("quantize.dynamic")(
+        engine=engine, max_drop=None, reduce_range=False, keep_float=["classifier"]
+    )
+    found = step.apply(source, context(source, tmp_path, backends={"torch": backend}))
+    exported = backend.export(found, tmp_path / "out", random_texts(4, seed=1))
+    predictor = backend.load(exported.directory, threads=1)
+    texts = random_texts(12, seed=7)
+    rows = TASK.encode(source.processor, texts, source.spec)
+    wanted = outputs_of(source.model, source.processor, rows)
+    got = predictor.predict(texts)
+    assert 0 < np.abs(got - wanted).max() < 0.2 * np.abs(wanted).max()
+    model = predictor._engine._model
+    assert type(model.classifier).__module__ == "torch.nn.modules.linear", "named to stay float"
+    assert str(source.model.bert.pooler.dense.weight.dtype) == "torch.float32"

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from .. import bundle
 from ..artifact import ExportedModel, OptimizedModel
-from ..errors import ExportError, IntegrityError, ModelError
+from ..errors import ConfigError, ExportError, IntegrityError, ModelError
+from ..interfaces import Kind, Scheme
 from ..runtime import BundleError, Predictor, tasks
 from ..runtime import load as load_bundle
+from ..runtime.bundle import read_bundle
 from ..runtime.narrowed import KEY
 from ..runtime.torch_engine import TorchEngine, load_model, quiet_transformers, transformers_encoder
 from ..structure import narrowed_shapes
@@ -52,6 +56,7 @@ class TorchBackend:
     """Writes and runs transformers' own format."""
 
     name = "torch"
+    kinds: tuple[Kind, ...] = ("dynamic",)
 
     def is_available(self) -> str | None:
         """None when torch and transformers are installed, else what to install."""
@@ -108,6 +113,36 @@ class TorchBackend:
             notes = {"dtype": dtype, "max_abs_diff": difference, "torch": torch.__version__}
             bundle.write(source, work, backend=self.name, inputs=inputs, notes=notes)
         return bundle.read(directory, verify=False)
+
+    def quantizable(self, exported: ExportedModel, source: OptimizedModel, kind: Kind) -> list[str]:  # noqa: ARG002
+        """Names of the linear modules of ``source.model``; embeddings stay float here."""
+        import torch
+
+        return [name for name, module in source.model.named_modules() if isinstance(module, torch.nn.Linear)]
+
+    def quantize(
+        self,
+        exported: ExportedModel,
+        source: OptimizedModel,
+        directory: Path,
+        scheme: Scheme,
+        rows: Sequence[Any],  # noqa: ARG002
+    ) -> None:
+        """Writes a copy of ``exported`` whose weights become int8 when it is loaded: they stay float on disk.
+
+        Raises:
+            ConfigError: torchao is asked for and missing.
+            ExportError: The folder exists or can't be written.
+        """
+        if scheme.engine == "torchao" and importlib.util.find_spec("torchao") is None:
+            raise ConfigError("engine 'torchao' needs torchao. Install it: pip install torchao; or write torch.ao.")
+        content = read_bundle(exported.directory).content
+        modules = [n for n in self.quantizable(exported, source, scheme.kind) if n not in scheme.keep_float]
+        with bundle.staged(Path(directory)) as work:
+            shutil.copytree(exported.directory, work, dirs_exist_ok=True)
+            notes = {**content["notes"], "quantized": {**asdict(scheme), "keep_float": sorted(scheme.keep_float)}}
+            engine = {"int8": {"engine": scheme.engine, "modules": modules}}
+            bundle.write(source, work, backend=self.name, inputs=content["inputs"], notes=notes, engine=engine)
 
     def load(self, directory: Path, *, threads: int, device: str = "cpu") -> Predictor:
         """A predictor over an exported folder, after comparing it with its manifest.

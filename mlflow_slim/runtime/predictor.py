@@ -12,7 +12,7 @@ from . import openvino_engine, tasks
 from .bundle import Bundle, BundleError, read_bundle
 from .encoder import TokenizerFile
 from .onnx_engine import MODEL, OnnxEngine
-from .torch_engine import TorchEngine, load_model, transformers_encoder
+from .torch_engine import TorchEngine, load_model, to_int8, transformers_encoder
 
 
 class Engine(Protocol):
@@ -111,7 +111,10 @@ def load(directory: str | Path, *, threads: int, device: str = "cpu", verify: bo
             return Predictor(bundle, encoder, OnnxEngine(bundle.directory / MODEL, threads=threads), threads)
         if bundle.backend == "torch":
             model = load_model(bundle.directory, task.LIBRARY_CLASS).to(device).eval()
-            compile_mode = bundle.content.get("engine", {}).get("compile")
+            engine_options = bundle.content.get("engine", {})
+            if "int8" in engine_options:
+                model = to_int8(model, **engine_options["int8"])
+            compile_mode = engine_options.get("compile")
             engine = TorchEngine(model, output=task.OUTPUT, threads=threads, compile_mode=compile_mode)
             encode = transformers_encoder(bundle.directory, bundle.inputs["names"], max_length=max_length)
             return Predictor(bundle, encode, engine, threads)

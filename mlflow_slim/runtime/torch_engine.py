@@ -85,6 +85,31 @@ def load_model(directory: Path, library_class: str) -> Any:
     return model
 
 
+def to_int8(model: Any, *, engine: str, modules: Sequence[str]) -> Any:
+    """``model`` with int8 weights in the linear modules named, activations scaled when it runs; changed in place.
+
+    Args:
+        model: A float32 model on the CPU, in eval mode.
+        engine: ``torch.ao`` or ``torchao``.
+        modules: Names of linear modules.
+    """
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch announces the end of its own quantizer, and has no other as fast
+        if engine == "torchao":
+            from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+            chosen = set(modules)
+            quantize_(model, Int8DynamicActivationInt8WeightConfig(), filter_fn=lambda _, name: name in chosen)
+            return model
+        from torch.ao.quantization import per_channel_dynamic_qconfig, quantize_dynamic
+
+        logger.debug("torch.ao quantizes with the engine %s", torch.backends.quantized.engine)
+        upstream: Any = quantize_dynamic  # untyped
+        return upstream(model, dict.fromkeys(modules, per_channel_dynamic_qconfig), dtype=torch.qint8, inplace=True)
+
+
 class TorchEngine:
     """A transformers model that answers.
 

@@ -22,7 +22,7 @@ class QuantizeDynamic(QuantizeOptions):
     """Turns weights into int8 and scales activations at run time; keeps in float what the margin needs."""
 
     name: ClassVar[str] = "quantize.dynamic"
-    runs_on: ClassVar[tuple[str, ...]] = ("onnxruntime",)
+    runs_on: ClassVar[tuple[str, ...]] = ("onnxruntime", "torch")
 
     per_channel: bool = Field(True, description="A scale for each output channel of a weight, not one for all.")
     reduce_range: bool | None = Field(
@@ -34,6 +34,11 @@ class QuantizeDynamic(QuantizeOptions):
         "falls back to 8 where the margin doesn't hold.",
     )
     block_size: Literal[16, 32, 64, 128] = Field(64, description="Weights of an embedding that share a scale; 4 bits.")
+
+    engine: Literal["torch.ao", "torchao"] = Field(
+        "torch.ao",
+        description="Which quantizer on the torch backend, where embeddings stay float and so does the file.",
+    )
 
     def apply(self, source: OptimizedModel, context: Context) -> OptimizedModel:
         """``source`` with a quantized build for each of the context's backends.
@@ -50,6 +55,7 @@ class QuantizeDynamic(QuantizeOptions):
                     reduce_range=reduced,
                     embedding_bits=bits,
                     block_size=self.block_size,
+                    engine=self.engine,
                 )
                 for reduced in ([False, True] if self.reduce_range is None else [self.reduce_range])
             ]
