@@ -254,7 +254,7 @@ class _Flow:
         """The model all else is measured against, and the steps that are left to do."""
         source, steps = inputs.source, tuple(self.recipe.steps)
         assert source is not None, "a recipe loads a model"
-        _check_first(steps, source)
+        _check_fit(steps, source)
         if source.trained:
             return source, steps
         if steps and steps[0].name.split(".")[0] == "finetune":
@@ -465,13 +465,13 @@ def _reuse_tags(exported: ExportedModel, prepared: StepRecord | None) -> dict[st
     return {"slim.step.reused": "true", "slim.emissions.reused": "true"} if reused else {}
 
 
-def _check_first(steps: tuple[Technique, ...], source: OptimizedModel) -> None:
-    """Lets the first step that changes the model's shape look at the model, before hours of fine-tuning."""
+def _check_fit(steps: Sequence[Technique], source: OptimizedModel) -> None:
+    """Lets every step look at the model before hours of work; up to one that puts another model in its place."""
     for step in steps:
-        if not step.name.startswith("finetune."):
-            check = getattr(step, "check", None)
-            if check is not None:
-                check(source)
+        check = getattr(step, "check", None)
+        if check is not None:
+            check(source)
+        if getattr(step, "student", None) is not None:
             return
 
 

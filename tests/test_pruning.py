@@ -101,6 +101,19 @@ def test_unknown_layers_are_refused_with_what_to_do_instead() -> None:
         find_parts(model)
 
 
+def test_every_step_of_a_chain_looks_at_the_model_before_the_first_is_done() -> None:
+    from mlflow_slim.artifact import OptimizedModel
+    from mlflow_slim.catalog import load_technique
+    from mlflow_slim.pipeline import _check_fit
+
+    source = OptimizedModel(tiny("mpnet"), None, "text-classification", {})
+    distill, prune = load_technique("distill.logits"), load_technique("prune.width")
+    _check_fit([distill(), prune()], source)
+    with pytest.raises(ModelError, match="one by one"):
+        _check_fit([distill(), prune(head_sparsity=0.5)], source)
+    _check_fit([distill(student="another"), prune(head_sparsity=0.5)], source)  # which is not known yet
+
+
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_the_most_important_units_stay(scope: Any) -> None:
     scores = [np.array([1.0, 9.0, 2.0, 8.0]), np.array([40.0, 30.0, 20.0, 10.0])]
