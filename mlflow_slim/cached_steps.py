@@ -88,7 +88,11 @@ def _digest(model: OptimizedModel) -> str:
         digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes() if plain.numel() else b"")
     config = {key: value for key, value in model.model.config.to_dict().items() if key not in _SAYS_NOTHING}
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
-    digest.update(model.processor.backend_tokenizer.to_str().encode() if model.processor.is_fast else b"slow")
+    if model.processor.is_fast:
+        tokenizer = json.loads(model.processor.backend_tokenizer.to_str())
+        settings = ("truncation", "padding")  # left from its last call
+        kept = {key: value for key, value in tokenizer.items() if key not in settings}
+        digest.update(json.dumps(kept, sort_keys=True).encode())
     digest.update(json.dumps(dict(model.spec), sort_keys=True, default=str).encode())
     return digest.hexdigest()
 

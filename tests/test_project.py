@@ -35,14 +35,33 @@ def mlflow_run(folder: Path, entry_point: str, **parameters: Any) -> tuple[int, 
     return done.returncode, done.stdout + done.stderr, runs
 
 
-@pytest.mark.parametrize("entry_point", ["distill", "finetune"])
+TRAINED = {
+    "baseline": (),
+    "compile": (),
+    "distill": ("distill",),
+    "finetune": ("finetune",),
+    "main": ("distill", "prune"),
+    "pipeline": ("distill", "prune"),
+    "prune": ("prune",),
+    "quantize": (),
+}
+
+
+def test_all_entry_points_but_evaluate_are_run_here() -> None:
+    from mlflow_slim.config import recipe_names
+
+    assert {*TRAINED, "evaluate"} == set(recipe_names())
+
+
+@pytest.mark.parametrize("entry_point", TRAINED)
 def test_an_entry_point_takes_odd_names_and_dotted_options(
     entry_point: str, tmp_path: Path, make_tiny_classifier: Callable[..., Path]
 ) -> None:
     data = write_reviews(tmp_path / "my reviews; $HOME.csv")
     model = make_tiny_classifier(labels=("a", "b", "c"))
     names = {"text": "the review", "label": "stars/5"}
-    budget = {**BUDGET, "baseline.epochs": 1, f"steps.{entry_point}.epochs": 1}
+    shortened = {f"steps.{kind}.epochs": 1 for kind in TRAINED[entry_point]}
+    budget = {**BUDGET, "baseline.epochs": 1, **shortened}
     code, said, runs = mlflow_run(tmp_path, entry_point, model=model, data=data, **names, **budget)
     assert code == 0, said[-3000:]
     project, *points = runs
@@ -51,6 +70,17 @@ def test_an_entry_point_takes_odd_names_and_dotted_options(
     assert project.data.params["recipe.baseline.epochs"] == "1.0"
     assert {run.data.tags["slim.recipe_run"] for run in points} == {project.info.run_id}
     assert not any("mlflow.parentRunId" in run.data.tags for run in runs)
+
+
+def test_evaluate_measures_two_folders(tmp_path: Path, make_tiny_classifier: Callable[..., Path]) -> None:
+    data = write_reviews(tmp_path / "reviews.csv")
+    models = [make_tiny_classifier(num_hidden_layers=layers) for layers in (2, 1)]
+    names = {"text": "the review", "label": "stars/5", "against": models[0], "model": models[1]}
+    code, said, (project, *points) = mlflow_run(tmp_path, "evaluate", data=data, **names, **BUDGET)
+    assert code == 0, said[-3000:]
+    assert {run.info.status for run in (project, *points)} == {"FINISHED"}
+    assert len(points) == 2
+    assert points[1].data.tags["slim.baseline_run"] == points[0].info.run_id
 
 
 def test_a_wrong_option_fails_the_run_and_says_why_on_it(tmp_path: Path) -> None:
