@@ -441,7 +441,7 @@ class _Flow:
 
 
 def _point_params(exported: ExportedModel, prepared: StepRecord | None) -> dict[str, Any]:
-    """What made this point and its baseline, as params of its run and of its logged model."""
+    """What made this point and its baseline, and numbers that the steps found, as params of its run and its model."""
     params: dict[str, Any] = {
         "slim.backend": exported.backend,
         "slim.task": exported.task,
@@ -455,6 +455,8 @@ def _point_params(exported: ExportedModel, prepared: StepRecord | None) -> dict[
         params.update(
             {f"slim.steps.{index}.{key}": value for key, value in record.options.items() if value is not None}
         )
+        found = {key: value for key, value in record.notes.items() if isinstance(value, bool | int | float)}
+        params.update({f"slim.steps.{index}.found.{key}": value for key, value in found.items()})
     return params
 
 

@@ -28,6 +28,8 @@ def test_layers_are_narrower_and_reload_in_a_fresh_process(pruned: Any, store: A
         "prune.width@onnxruntime",
     ]
     assert torch_point.exported.parameters < baseline.exported.parameters
+    params = store.get_run(torch_point.run_id).data.params
+    assert params["slim.steps.0.found.neurons_kept"] == "32"
     for point in pruned.points:
         assert store.get_run(point.run_id).data.tags["slim.reload"] == "same"
 
