@@ -140,6 +140,7 @@ def _run(source: str, overrides: dict[str, str], *, verbose: bool) -> int:
     logger.setLevel(logging.INFO)
     if not verbose:
         logging.getLogger("mlflow").setLevel(logging.ERROR)
+    from .ledger import sentence
     from .pipeline import run
     from .tables import print_table
 
@@ -148,6 +149,8 @@ def _run(source: str, overrides: dict[str, str], *, verbose: bool) -> int:
         if not outcome.reports:  # a process that only trained along under torchrun
             return 0
         print_table(outcome.reports, title=f"\n{recipe.name}: {len(outcome.reports)} points")
+        if len(outcome.ledger) > 1:
+            print("\nWhat each step did:\n" + "\n".join(f"  {sentence(line)}" for line in outcome.ledger))  # noqa: T201
         print(f"\nSee it in MLflow:\n{outcome.ui_command}")  # noqa: T201
     finally:
         logger.removeHandler(handler)

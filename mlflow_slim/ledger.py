@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .artifact import ExportedModel
     from .measurement.report import Report
 
-__all__ = ["Line", "make_ledger", "markdown_ledger"]
+__all__ = ["Line", "make_ledger", "markdown_ledger", "sentence"]
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,21 @@ def _before(models: Sequence[ExportedModel], index: int) -> int:
 
 def _times(a: Mapping[str, float], b: Mapping[str, float], key: str) -> float | None:
     return a[key] / b[key] if a.get(key) and b.get(key) else None
+
+
+def sentence(line: Line) -> str:
+    """A line in words, for the terminal.
+
+    >>> figures = (-0.004, 1.9, None, 1.3, None, None, 61.0, None, False)
+    >>> sentence(Line("prune.depth", "prune.depth@torch", "baseline", *figures))
+    'prune.depth: quality -0.0040, 1.90x faster, 1.30x smaller, took 61 s (against baseline)'
+    """
+    ratios = {"faster": line.speedup, "smaller": line.compression, "less energy": line.energy}
+    words = [f"quality {line.quality:+.4f}"] if line.quality is not None else []
+    words += [f"{ratio:.2f}x {word}" for word, ratio in ratios.items() if ratio is not None]
+    if line.duration_s is not None:
+        words.append(f"took {line.duration_s:.0f} s" + (" when it was done" if line.reused else ""))
+    return f"{line.step}: {', '.join(words) or 'nothing measured'} (against {line.before})"
 
 
 def markdown_ledger(lines: Sequence[Line]) -> str:

@@ -144,9 +144,9 @@ def test_without_a_choice_the_range_that_answers_closer_is_taken(
 def test_nothing_may_follow_and_other_runtimes_are_refused_before_any_work() -> None:
     steps = [{"technique": "quantize.dynamic"}, {"technique": "distill.logits"}]
     with pytest.raises(ConfigError) as error:
-        Recipe.load({"steps": steps, "export": {"backends": ["torch", "onnxruntime"]}})
+        Recipe.load({"steps": steps, "export": {"backends": ["openvino", "onnxruntime"]}})
     assert "'distill.logits' can't follow 'quantize.dynamic'" in str(error.value)
-    assert "not on torch. Write export.backends=onnxruntime" in str(error.value)
+    assert "not on openvino. Write export.backends=onnxruntime" in str(error.value)
 
 
 def test_a_backend_without_a_build_is_refused(quantized: OptimizedModel, tmp_path: Path) -> None:

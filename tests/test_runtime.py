@@ -75,7 +75,7 @@ def test_the_runtime_imports_only_what_a_served_model_has():
                 continue
             for name in names:
                 top = name.partition(".")[0]
-                if top in ("torch", "transformers", "onnxruntime", "openvino", "safetensors"):
+                if top in ("torch", "transformers", "onnxruntime", "openvino", "safetensors", "torchao"):
                     assert id(node) in inside, f"{path.name} imports {top} at its top"
                 found.add(top)
     assert found - set(sys.stdlib_module_names) == {
@@ -86,6 +86,7 @@ def test_the_runtime_imports_only_what_a_served_model_has():
         "safetensors",
         "tokenizers",
         "torch",
+        "torchao",
         "transformers",
     }
 

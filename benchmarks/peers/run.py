@@ -25,6 +25,7 @@ HERE = Path(__file__).parent
 PEERS = {
     "fp32": "torch float32, the original",
     "ours": "mlflow_slim quantize.dynamic on onnxruntime",
+    "ours_openvino": "mlflow_slim quantize.static on openvino",
     "torch_ao": "torch.ao.quantization.quantize_dynamic",
     "nncf": "nncf.quantize on OpenVINO",
     "optimum_onnx": "optimum-onnx ORTQuantizer, avx2, dynamic, per channel",

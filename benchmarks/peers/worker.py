@@ -72,6 +72,14 @@ def onnx_session(path: Path) -> Forward:
 
 
 def ours() -> tuple[Forward, float]:
+    return recipe_step("quantize.dynamic", "onnxruntime")
+
+
+def ours_openvino() -> tuple[Forward, float]:
+    return recipe_step("quantize.static", "openvino")
+
+
+def recipe_step(technique: str, runtime: str) -> tuple[Forward, float]:
     from mlflow_slim.catalog import load_backend, load_technique
     from mlflow_slim.config import Recipe
     from mlflow_slim.inputs import load_inputs
@@ -79,13 +87,13 @@ def ours() -> tuple[Forward, float]:
 
     recipe = Recipe.load("quantize", {"model": str(MODEL)})
     inputs = load_inputs(recipe, WORK, lambda _: WORK)
-    backend = load_backend("onnxruntime")
+    backend = load_backend(runtime)
     context = Context(
         task=inputs.task, data=inputs.data, seed=0, threads=1, device="cpu", workdir=WORK / "steps",
-        load_model=lambda _: inputs.source, report=lambda *_: None, backends={"onnxruntime": backend},
+        load_model=lambda _: inputs.source, report=lambda *_: None, backends={runtime: backend},
     )  # fmt: skip
     assert inputs.source is not None
-    outcome = load_technique("quantize.dynamic")().apply(inputs.source, context)
+    outcome = load_technique(technique)().apply(inputs.source, context)
     exported = backend.export(outcome, WORK / "out", ROWS["validation"][:32])
     predictor = backend.load(exported.directory, threads=1)
     return predictor.forward, size_of(WORK / "out")

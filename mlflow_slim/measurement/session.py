@@ -118,6 +118,9 @@ def measure_points(points: Sequence[ExportedModel], session: Session) -> list[Re
     """
     predictors = [session.load(point) for point in points]
     sheets = [_Sheet() for _ in points]
+    for predictor, sheet in zip(predictors, sheets, strict=True):
+        settings = getattr(predictor, "settings", {})
+        sheet.params.update({f"slim.engine.{name}": str(value).lower() for name, value in settings.items()})
     _quality(points, predictors, sheets, session)
     with measure_slot() as waited:
         ready = quiet_wait(session.wait_s)
