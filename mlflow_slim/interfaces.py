@@ -290,8 +290,8 @@ class Scheme:
         embedding_bits: Bits of a weight of an embedding, 8 or 4; ``dynamic`` and ``weight_only``.
         block_size: Weights that share a scale where there are blocks (4 bits, ``weight_only``), a power of 2 >= 16.
         calibrate: How the range of an activation is found in what calibration rows give; ``static``.
-        smooth: Share of the difficulty that moves from activations to weights (SmoothQuant's alpha); None for none
-            of it; ``static``.
+        smooth: Share of the difficulty that moves from activations to weights (SmoothQuant's alpha); None for what
+            the runtime does by itself; ``static``.
         engine: Which of torch's quantizers; ``dynamic`` on the torch backend.
     """
 

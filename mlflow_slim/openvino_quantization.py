@@ -113,10 +113,9 @@ def quantize_model(
 
         advanced: dict[str, Any] = {
             "overflow_fix": OverflowFix.ENABLE if scheme.reduce_range else OverflowFix.DISABLE,
-            "smooth_quant_alphas": AdvancedSmoothQuantParameters(
-                matmul=-1 if scheme.smooth is None else scheme.smooth  # -1 switches it off
-            ),
         }
+        if scheme.smooth is not None:  # without, NNCF smooths transformers as it finds best
+            advanced["smooth_quant_alphas"] = AdvancedSmoothQuantParameters(matmul=scheme.smooth)
         if scheme.calibrate == "percentile":
             advanced["activations_range_estimator_params"] = RangeEstimatorParametersSet.MEAN_QUANTILE
         return nncf.quantize(

@@ -31,7 +31,11 @@ class QuantizeStatic(QuantizeOptions):
         "minmax", description="How an activation's range is found in what the calibration rows give."
     )
     smooth: float | None = Field(
-        None, ge=0, le=1, description="SmoothQuant's alpha: share of the outliers that moves into weights; null: none."
+        None,
+        ge=0,
+        le=1,
+        description="SmoothQuant's alpha: share of the outliers that moves into weights; null: as the runtime does by "
+        "itself (openvino: NNCF's own choice, onnxruntime: none).",
     )
 
     def apply(self, source: OptimizedModel, context: Context) -> OptimizedModel:
