@@ -333,6 +333,7 @@ def test_a_model_folder_without_tokenizer_or_with_pickled_weights_is_refused(
     assert_failed_and_explained(store, words)
 
 
+@pytest.mark.slow
 def test_texts_of_five_thousand_words_are_cut_and_go_through(
     store: Any, tmp_path: Path, make_tiny_classifier: Callable[..., Path]
 ) -> None:
@@ -465,6 +466,7 @@ def test_a_recipe_that_mlflow_run_started_in_vain_says_why_on_that_run(
     assert [a.path for a in store.list_artifacts(run.info.run_id, "slim")] == ["slim/traceback.txt"]
 
 
+@pytest.mark.slow
 def test_a_model_measured_against_itself_is_never_faster_and_every_figure_is_there(
     outcome: Any, reviews: Path, tmp_path: Path
 ) -> None:
