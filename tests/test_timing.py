@@ -2,12 +2,14 @@
 
 import gc
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from mlflow_slim.errors import MeasurementError
+from mlflow_slim.measurement.stats import ratio_interval
 from mlflow_slim.measurement.timing import CONTROL, Arm, compare, contention, interleave, latency
 
 
@@ -301,3 +303,36 @@ def test_the_real_clocks_work():
     )
     outcome = compare(timings, "b")
     assert outcome.wall.value < 0.5
+
+
+def test_copies_take_turns_and_the_control_never_meets_itself() -> None:
+    seen: list[str] = []
+
+    def calls(name: str) -> list[Callable[[], object]]:
+        def one(copy: int) -> Callable[[], object]:
+            def call() -> None:
+                seen.append(f"{name}{copy}")
+                sum(range(2000))
+
+            return call
+
+        return [one(copy) for copy in range(3)]
+
+    arms = [Arm(name, first, copies=tuple(rest)) for name in "ab" for first, *rest in [calls(name)]]
+    timings = interleave(arms, budget_s=20, min_rounds=6, max_rounds=6, block_cpu_s=1e-9)
+    assert timings.copies == 3 and timings.rounds == 6
+    rounds = [seen[-18:][3 * i : 3 * i + 3] for i in range(6)]
+    for number, found in enumerate(rounds):
+        copy = number % 3
+        assert sorted(found) == sorted([f"a{copy}", f"b{copy}", f"a{(copy + 1) % 3}"])
+
+
+def test_copies_that_differ_widen_the_interval_and_keep_the_verdict_honest() -> None:
+    rng = np.random.default_rng(0)
+    rounds, copies = 200, 5
+    placement = np.array([0.03, -0.02, 0.01, 0.04, -0.01])  # one copy is faster than another for as long as it lives
+    candidate = np.exp(rng.normal(0, 0.02, rounds) + placement[np.arange(rounds) % copies])
+    baseline = np.exp(rng.normal(0, 0.02, rounds))
+    blind, aware = ratio_interval(baseline, candidate), ratio_interval(baseline, candidate, copies=copies)
+    assert not blind.lo <= 1 <= blind.hi
+    assert aware.lo <= 1 <= aware.hi

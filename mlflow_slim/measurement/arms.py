@@ -67,7 +67,11 @@ def representative_rows(inputs: Sequence[Input], count: int) -> list[Input]:
 
 
 def make_scenarios(
-    points: Sequence[ExportedModel], predictors: Sequence[Predictor], inputs: Sequence[Input], batch_size: int
+    points: Sequence[ExportedModel],
+    predictors: Sequence[Predictor],
+    inputs: Sequence[Input],
+    batch_size: int,
+    copies: Sequence[Sequence[Predictor]] = (),
 ) -> list[Scenario]:
     """Both scenarios over all points.
 
@@ -76,6 +80,7 @@ def make_scenarios(
         predictors: One a point.
         inputs: The test rows.
         batch_size: Rows of one offline batch.
+        copies: Further predictors of the same points, each set in the points' order.
     """
     rows = representative_rows(inputs, 2 * batch_size)
     median = representative_rows(inputs, 1)
@@ -86,19 +91,24 @@ def make_scenarios(
         ("offline", f"batches of {batch_size}", [rows[:batch_size], rows[batch_size:]]),
     ):
         encoded = [[predictor.encode(batch) for batch in chosen] for predictor in predictors]
-        ready = [_forward(predictor, batches) for predictor, batches in zip(predictors, encoded, strict=True)]
-        raw = [_from_text(predictor, chosen) for predictor in predictors]
+        loaded = list(zip(predictors, *copies, strict=True))  # by point
+        ready = [[_forward(one, batches) for one in same] for same, batches in zip(loaded, encoded, strict=True)]
+        raw = [[_from_text(one, chosen) for one in same] for same in loaded]
         scenarios.append(
             Scenario(
                 name=name,
                 title=title,
                 rows=sum(len(batch) for batch in chosen),
                 tokens=sum(_tokens(batch) for batch in encoded[0]),
-                arms=tuple(Arm(arm, call) for arm, call in zip(names, ready, strict=True)),
-                text_arms=tuple(Arm(f"{arm} from text", call) for arm, call in zip(names, raw, strict=True)),
+                arms=tuple(_arm(arm, calls) for arm, calls in zip(names, ready, strict=True)),
+                text_arms=tuple(_arm(f"{arm} from text", calls) for arm, calls in zip(names, raw, strict=True)),
             )
         )
     return scenarios
+
+
+def _arm(name: str, calls: Sequence[Callable[[], object]]) -> Arm:
+    return Arm(name, calls[0], copies=tuple(calls[1:]))
 
 
 def arm_names(points: Sequence[ExportedModel]) -> list[str]:

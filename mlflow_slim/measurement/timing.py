@@ -63,11 +63,19 @@ class Arm:
         name: What results are asked for by, unique in a run.
         call: The work, the same for all arms: one request, or one batch.
         synchronize: Returns once the device has finished; None for work that is done when ``call`` returns.
+        copies: The same work by further copies, loaded on their own. Where a model lies in memory makes it faster or
+            slower by a few percent for as long as it is loaded; copies that take turns show by how much.
     """
 
     name: str
     call: Callable[[], object]
     synchronize: Callable[[], object] | None = None
+    copies: tuple[Callable[[], object], ...] = ()
+
+    def copy(self, number: int) -> Arm:
+        """The arm that runs one copy alone; 0 is ``call``, and after the last they begin again."""
+        calls = (self.call, *self.copies)
+        return replace(self, call=calls[number % len(calls)], copies=())
 
 
 @dataclass(frozen=True)
@@ -89,6 +97,7 @@ class Timings:
         stopped: Why the run ended: ``width``, ``rounds`` (the most allowed) or ``budget``.
         duration_s: Wall seconds of it all, warm-up included.
         load: One-minute load average before and after; empty where unknown.
+        copies: How many copies of each arm took turns, round ``i`` with copy ``i % copies``.
     """
 
     arms: tuple[str, ...]
@@ -104,6 +113,7 @@ class Timings:
     stopped: Literal["width", "rounds", "budget"]
     duration_s: float
     load: tuple[float, ...] = ()
+    copies: int = 1
 
     @property
     def rounds(self) -> int:
@@ -197,7 +207,8 @@ def interleave(
     """Times all arms in turns until the wall ratios are known well enough, or the budget is spent.
 
     The process should do nothing else meanwhile: ``cpu_clock`` counts all its threads. The garbage
-    collector is off during the run and left as it was found.
+    collector is off during the run and left as it was found. Where every arm has copies, they take turns from round
+    to round, and the control runs the baseline's copies one place on, so that it never meets itself.
 
     Args:
         arms: Two or more, the baseline first; one alone may be timed for its latencies.
@@ -224,8 +235,8 @@ def interleave(
             "budget_s, block_cpu_s and target_half_width must be positive and 2 <= min_rounds <= max_rounds, got "
             f"{budget_s}, {block_cpu_s}, {target_half_width}, {min_rounds} and {max_rounds}."
         )
-    baseline, copy = arms[0], Arm(CONTROL, arms[0].call, arms[0].synchronize)
-    running = [*arms, copy] if control else list(arms)
+    baseline, copies = arms[0], min(1 + len(arm.copies) for arm in arms)
+    running = [*arms, replace(baseline, name=CONTROL)] if control else list(arms)
     load = _load_average()
     start = clock()
     warm: dict[str, tuple[int, bool]] = {}
@@ -236,9 +247,10 @@ def interleave(
     stopped: Literal["width", "rounds", "budget"] = "rounds"
     with _no_garbage_collection():
         for arm in arms:
-            cap = min(30.0, 0.25 * budget_s / len(arms))
-            made, steady, calls[arm.name] = _warm_up(arm, cap, block_cpu_s, clock, cpu_clock)
-            warm[arm.name] = (made, steady)
+            cap = min(30.0, 0.25 * budget_s / len(arms)) / copies
+            each = [_warm_up(arm.copy(i), cap, block_cpu_s, clock, cpu_clock) for i in range(copies)]
+            warm[arm.name] = (sum(made for made, _, _ in each), all(steady for _, steady, _ in each))
+            calls[arm.name] = each[0][2]
         if control:
             warm[CONTROL], calls[CONTROL] = warm[baseline.name], calls[baseline.name]
         begin = clock()
@@ -248,7 +260,8 @@ def interleave(
                 stopped = "budget"
                 break
             for arm in order.sample(running, len(running)):
-                blocks[arm.name].append(_run_block(arm, calls[arm.name], clock, cpu_clock))
+                turn = arm.copy((done + (arm.name == CONTROL)) % copies)
+                blocks[arm.name].append(_run_block(turn, calls[arm.name], clock, cpu_clock))
             if done + 1 in looks and _half_width(blocks, baseline.name) <= target_half_width:
                 stopped = "width"
                 break
@@ -271,6 +284,7 @@ def interleave(
         stopped=stopped,
         duration_s=clock() - start,
         load=(*load, *_load_average()),
+        copies=copies,
     )
 
 
@@ -300,10 +314,11 @@ def compare(timings: Timings, candidate: str, *, margin: float = 0.02) -> Speedu
             f"The budget ended after {timings.rounds} rounds in {timings.duration_s:.3g} s; "
             f"a ratio needs {FEWEST_ROUNDS}. Give more seconds or a smaller batch."
         )
-    wall, cpu = _ratio(timings.wall_s, base, candidate), _ratio(timings.cpu_s, base, candidate)
+    wall = _ratio(timings.wall_s, base, candidate, timings.copies)
+    cpu = _ratio(timings.cpu_s, base, candidate, timings.copies)
     if wall is None:
         raise MeasurementError(f"The clock stood still in a block of {base!r} or {candidate!r}. Make blocks longer.")
-    control = _ratio(timings.wall_s, base, CONTROL) if CONTROL in timings.wall_s else None
+    control = _ratio(timings.wall_s, base, CONTROL, timings.copies) if CONTROL in timings.wall_s else None
     low, high = 1 / (1 + margin), 1 + margin
     noisy = control is not None and (control.lo > high or control.hi < low)
     shares = [contention(timings, arm) for arm in (base, candidate)]
@@ -425,10 +440,10 @@ def _warm_up(arm: Arm, cap_s: float, block_cpu_s: float, clock: Clock, cpu_clock
     return len(times), steady, max(1, min(math.ceil(min(by_cpu, by_wall)), MOST_CALLS))
 
 
-def _ratio(costs: Mapping[str, Floats], base: str, candidate: str) -> Interval | None:
+def _ratio(costs: Mapping[str, Floats], base: str, candidate: str, copies: int = 1) -> Interval | None:
     if (costs[base] <= 0).any() or (costs[candidate] <= 0).any():
         return None
-    return ratio_interval(costs[base], costs[candidate])
+    return ratio_interval(costs[base], costs[candidate], copies=copies)
 
 
 def _relative_half_width(interval: Interval) -> float:
@@ -436,7 +451,10 @@ def _relative_half_width(interval: Interval) -> float:
 
 
 def _half_width(blocks: Mapping[str, list[_Block]], base: str) -> float:
-    """The widest of the wall ratios, as a relative half-width; infinite while one can't be computed."""
+    """The widest of the wall ratios, as a relative half-width; infinite while one can't be computed.
+
+    Over rounds only: more of them can't make the part that is between copies any smaller.
+    """
     wall = {name: np.array([b.wall_s / len(b.calls) for b in run]) for name, run in blocks.items()}
     ratios = [_ratio(wall, base, name) for name in wall if name != base]
     return max((_relative_half_width(r) if r else math.inf for r in ratios), default=math.inf)
