@@ -19,6 +19,7 @@ import psutil
 from ..artifact import ExportedModel, OptimizationCost
 from ..errors import MeasurementError
 from ..interfaces import Predictor, Task, TaskData
+from .allocator import freed_memory_kept
 from .arms import Scenario, make_scenarios
 from .carbon import NO_INTENSITY, CarbonIntensity, emissions, gco2e_per_1k_samples
 from .energy import EnergyMeter
@@ -125,7 +126,7 @@ def measure_points(points: Sequence[ExportedModel], session: Session) -> list[Re
         settings = getattr(predictor, "settings", {})
         sheet.params.update({f"slim.engine.{name}": str(value).lower() for name, value in settings.items()})
     _quality(points, predictors, sheets, session)
-    with measure_slot() as waited:
+    with measure_slot() as waited, freed_memory_kept() as kept:
         ready = quiet_wait(session.wait_s)
         if not ready.quiet:
             logger.warning("Other work keeps this machine busy: %s. Figures are flagged as contended.", ready.reason)
@@ -134,6 +135,7 @@ def measure_points(points: Sequence[ExportedModel], session: Session) -> list[Re
         scenarios = make_scenarios(points, predictors, session.data.test.inputs, session.batch_size, copies)
         for sheet in sheets:
             sheet.params["slim.measure.copies"] = str(1 + len(copies))
+            sheet.params["slim.measure.freed_memory_kept"] = str(kept).lower()
         # What one scenario leaves of its time is the next one's: batches take longer than single texts.
         left_s = 2 * session.timing_s * (QUICK if session.quick else 1.0) * len(points) * len(scenarios)
         for number, scenario in enumerate(scenarios):
