@@ -27,6 +27,7 @@ from .energy_comparison import ArmEnergy, EnergyComparison, compare_energy
 from .host import Readiness, measure_slot, quiet_wait, watch
 from .quality_report import headline, quality_report
 from .report import Report
+from .size import folder_size
 from .stats import Interval
 from .timing import FEWEST_ROUNDS, Timings, compare, interleave, latency
 
@@ -131,7 +132,8 @@ def measure_points(points: Sequence[ExportedModel], session: Session) -> list[Re
         if not ready.quiet:
             logger.warning("Other work keeps this machine busy: %s. Figures are flagged as contended.", ready.reason)
         _conditions(sheets, session, ready, waited)
-        copies = _copies(points, session)
+        disks_mib = [folder_size(point.directory).disk_mib for point in points]
+        copies = _copies(points, disks_mib, session)
         scenarios = make_scenarios(points, predictors, session.data.test.inputs, session.batch_size, copies)
         for sheet in sheets:
             sheet.params["slim.measure.copies"] = str(1 + len(copies))
@@ -143,7 +145,7 @@ def measure_points(points: Sequence[ExportedModel], session: Session) -> list[Re
         offline = next(scenario for scenario in scenarios if scenario.name == "offline")
         _energy(offline, points, sheets, session)
         _fresh_processes(points, sheets, session)
-    _sizes(points, sheets)
+    _sizes(points, disks_mib, sheets)
     _costs(points, sheets, session)
     return [
         Report(point.variant, sheet.metrics, sheet.tags, sheet.params, sheet.tables, sheet.samples)
@@ -151,14 +153,12 @@ def measure_points(points: Sequence[ExportedModel], session: Session) -> list[Re
     ]
 
 
-def _copies(points: Sequence[ExportedModel], session: Session) -> list[list[Predictor]]:
+def _copies(points: Sequence[ExportedModel], disks_mib: Sequence[float], session: Session) -> list[list[Predictor]]:
     """Every point loaded again, several times; none for a lone point, or where memory might not hold them."""
-    from .size import folder_size
-
     wanted = QUICK_COPIES if session.quick else COPIES
     # Three times the files: weights, buffers and what the runtime keeps beside them. At most half of what is free.
     room_mib = psutil.virtual_memory().available / 2**20 / 2
-    fit = int(room_mib / (3 * sum(folder_size(point.directory).disk_mib for point in points)))
+    fit = int(room_mib / (3 * sum(disks_mib)))
     sets = min(wanted, 1 + fit)
     if len(points) < 2 or sets < 3:  # two say nothing about how copies differ
         return []
@@ -405,15 +405,12 @@ def _fresh_processes(points: Sequence[ExportedModel], sheets: Sequence[_Sheet], 
         sheet.samples["load/cold_start_s"] = list(one.cold_starts_s)
 
 
-def _sizes(points: Sequence[ExportedModel], sheets: Sequence[_Sheet]) -> None:
-    from .size import folder_size
-
-    disks = [folder_size(point.directory).disk_mib for point in points]
-    for point, sheet, disk in zip(points, sheets, disks, strict=True):
+def _sizes(points: Sequence[ExportedModel], disks_mib: Sequence[float], sheets: Sequence[_Sheet]) -> None:
+    for point, sheet, disk in zip(points, sheets, disks_mib, strict=True):
         sheet.metrics["size/disk_mib"] = disk
         sheet.metrics["size/parameters_m"] = point.parameters / 1e6
         sheet.metrics["size/nonzero_parameters_m"] = point.nonzero_parameters / 1e6
-        sheet.metrics["size/compression"] = disks[0] / disk
+        sheet.metrics["size/compression"] = disks_mib[0] / disk
 
 
 def _costs(points: Sequence[ExportedModel], sheets: Sequence[_Sheet], session: Session) -> None:

@@ -107,15 +107,21 @@ def trimmed_mean_interval(x: npt.ArrayLike, *, trim: float = 0.2, confidence: fl
     _check_confidence(confidence)
     samples = np.sort(_finite(x, "samples"))
     n = len(samples)
-    cut = int(trim * n)
-    kept = n - 2 * cut
+    middle = _trimmed(samples, trim)
+    kept = len(middle)
     if kept < 2:
-        raise MeasurementError(f"An interval needs 2 samples or more after trimming, got {max(kept, 0)} of {n}.")
-    mean = float(samples[cut : n - cut].mean())
-    winsorized = np.clip(samples, samples[cut], samples[n - cut - 1])
+        raise MeasurementError(f"An interval needs 2 samples or more after trimming, got {kept} of {n}.")
+    mean = float(middle.mean())
+    winsorized = np.clip(samples, middle[0], middle[-1])
     spread = float(((winsorized - winsorized.mean()) ** 2).sum())
     half = float(special.stdtrit(kept - 1, 0.5 + confidence / 2)) * math.sqrt(spread / (kept * (kept - 1)))
     return Interval(mean, mean - half, mean + half, n, confidence)
+
+
+def _trimmed(ordered: Array, trim: float) -> Array:
+    """What is left of sorted samples without the ``trim`` part at each end."""
+    cut = int(trim * len(ordered))
+    return ordered[cut : len(ordered) - cut]
 
 
 def ratio_interval(
@@ -148,16 +154,11 @@ def ratio_interval(
     each = np.log(a) - np.log(b)
     logs = trimmed_mean_interval(each, trim=trim, confidence=confidence)
     if copies >= 3 and len(each) >= copies:
-        means = [_trimmed_mean(each[first::copies], trim) for first in range(copies)]
+        means = [_trimmed(np.sort(each[first::copies]), trim).mean() for first in range(copies)]
         over_copies = trimmed_mean_interval(means, trim=0.0, confidence=confidence)
         reach = max(over_copies.hi - over_copies.value, logs.hi - logs.value)
         logs = Interval(over_copies.value, over_copies.value - reach, over_copies.value + reach, logs.n, confidence)
     return Interval(math.exp(logs.value), math.exp(logs.lo), math.exp(logs.hi), logs.n, confidence)
-
-
-def _trimmed_mean(x: Array, trim: float) -> float:
-    cut = int(trim * len(x))
-    return float(np.sort(x)[cut : len(x) - cut].mean())
 
 
 def quantile_interval(samples: npt.ArrayLike, q: float, confidence: float = 0.95) -> Interval:

@@ -90,7 +90,7 @@ class Timings:
         switches: Involuntary context switches of the process during each block by arm, ``(rounds,)``; nan where
             the system doesn't count them.
         warmup_calls: Calls before the first round by arm.
-        steady: By arm, whether warm-up ended because times had settled, not because its time was up.
+        steady: By arm, whether the first copy's warm-up ended because times had settled, not because its time was up.
         on_device: Arms with a ``synchronize``: their CPU share says nothing.
         threads: Threads that each arm may compute on.
         min_rounds: Rounds that a verdict needs.
@@ -212,7 +212,8 @@ def interleave(
 
     Args:
         arms: Two or more, the baseline first; one alone may be timed for its latencies.
-        budget_s: Wall seconds for it all; at most a quarter goes to warm-up. One block can't be interrupted.
+        budget_s: Wall seconds for it all; at most a quarter goes to warm-up, and as much again to that of the copies.
+            One block can't be interrupted.
         min_rounds: Rounds that a verdict needs, and before which the width isn't looked at.
         max_rounds: The most rounds.
         block_cpu_s: CPU seconds that the calls of one block should take together.
@@ -247,10 +248,11 @@ def interleave(
     stopped: Literal["width", "rounds", "budget"] = "rounds"
     with _no_garbage_collection():
         for arm in arms:
-            cap = min(30.0, 0.25 * budget_s / len(arms)) / copies
-            each = [_warm_up(arm.copy(i), cap, block_cpu_s, clock, cpu_clock) for i in range(copies)]
-            warm[arm.name] = (sum(made for made, _, _ in each), all(steady for _, steady, _ in each))
-            calls[arm.name] = each[0][2]
+            cap = min(30.0, 0.25 * budget_s / len(arms))
+            made, steady, calls[arm.name] = _warm_up(arm.copy(0), cap, block_cpu_s, clock, cpu_clock)
+            for i in range(1, copies):  # the code is warm by now, only their memory isn't
+                made += _warm_up(arm.copy(i), cap / copies, block_cpu_s, clock, cpu_clock)[0]
+            warm[arm.name] = (made, steady)
         if control:
             warm[CONTROL], calls[CONTROL] = warm[baseline.name], calls[baseline.name]
         begin = clock()
