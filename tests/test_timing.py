@@ -305,7 +305,7 @@ def test_the_real_clocks_work():
     assert outcome.wall.value < 0.5
 
 
-def test_copies_take_turns_and_the_control_never_meets_itself() -> None:
+def test_copies_take_turns_and_the_control_has_its_own() -> None:
     seen: list[str] = []
 
     def calls(name: str) -> list[Callable[[], object]]:
@@ -319,12 +319,14 @@ def test_copies_take_turns_and_the_control_never_meets_itself() -> None:
         return [one(copy) for copy in range(3)]
 
     arms = [Arm(name, first, copies=tuple(rest)) for name in "ab" for first, *rest in [calls(name)]]
-    timings = interleave(arms, budget_s=20, min_rounds=6, max_rounds=6, block_cpu_s=1e-9)
+    first, *rest = calls("control")
+    own = Arm("a", first, copies=tuple(rest))
+    timings = interleave(arms, budget_s=20, min_rounds=6, max_rounds=6, block_cpu_s=1e-9, control=own)
     assert timings.copies == 3 and timings.rounds == 6
     rounds = [seen[-18:][3 * i : 3 * i + 3] for i in range(6)]
     for number, found in enumerate(rounds):
         copy = number % 3
-        assert sorted(found) == sorted([f"a{copy}", f"b{copy}", f"a{(copy + 1) % 3}"])
+        assert sorted(found) == sorted([f"a{copy}", f"b{copy}", f"control{copy}"])
 
 
 def test_copies_that_differ_widen_the_interval_and_keep_the_verdict_honest() -> None:

@@ -37,6 +37,7 @@ class Scenario:
         tokens: Tokens that one call of the baseline processes, padding included.
         arms: On encoded inputs, the baseline's first.
         text_arms: From raw text, in the same order.
+        control: The baseline loaded anew, on encoded inputs; None where it wasn't.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Scenario:
     tokens: int
     arms: tuple[Arm, ...]
     text_arms: tuple[Arm, ...]
+    control: Arm | None = None
 
     @property
     def energy_arms(self) -> tuple[CountedArm, ...]:
@@ -72,6 +74,7 @@ def make_scenarios(
     inputs: Sequence[Input],
     batch_size: int,
     copies: Sequence[Sequence[Predictor]] = (),
+    control: Sequence[Predictor] = (),
 ) -> list[Scenario]:
     """Both scenarios over all points.
 
@@ -81,6 +84,7 @@ def make_scenarios(
         inputs: The test rows.
         batch_size: Rows of one offline batch.
         copies: Further predictors of the same points, each set in the points' order.
+        control: Predictors of the baseline that no arm uses, as many as there are of each point.
     """
     rows = representative_rows(inputs, 2 * batch_size)
     median = representative_rows(inputs, 1)
@@ -93,6 +97,7 @@ def make_scenarios(
         encoded = [[predictor.encode(batch) for batch in chosen] for predictor in predictors]
         loaded = list(zip(predictors, *copies, strict=True))  # by point
         ready = [[_forward(one, batches) for one in same] for same, batches in zip(loaded, encoded, strict=True)]
+        twins = [_forward(one, encoded[0]) for one in control]
         raw = [[_from_text(one, chosen) for one in same] for same in loaded]
         scenarios.append(
             Scenario(
@@ -102,6 +107,7 @@ def make_scenarios(
                 tokens=sum(_tokens(batch) for batch in encoded[0]),
                 arms=tuple(_arm(arm, calls) for arm, calls in zip(names, ready, strict=True)),
                 text_arms=tuple(_arm(f"{arm} from text", calls) for arm, calls in zip(names, raw, strict=True)),
+                control=_arm(names[0], twins) if twins else None,
             )
         )
     return scenarios

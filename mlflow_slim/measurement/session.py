@@ -133,8 +133,8 @@ def measure_points(points: Sequence[ExportedModel], session: Session) -> list[Re
             logger.warning("Other work keeps this machine busy: %s. Figures are flagged as contended.", ready.reason)
         _conditions(sheets, session, ready, waited)
         disks_mib = [folder_size(point.directory).disk_mib for point in points]
-        copies = _copies(points, disks_mib, session)
-        scenarios = make_scenarios(points, predictors, session.data.test.inputs, session.batch_size, copies)
+        copies, control = _copies(points, disks_mib, session)
+        scenarios = make_scenarios(points, predictors, session.data.test.inputs, session.batch_size, copies, control)
         for sheet in sheets:
             sheet.params["slim.measure.copies"] = str(1 + len(copies))
             sheet.params["slim.measure.freed_memory_kept"] = str(kept).lower()
@@ -153,16 +153,22 @@ def measure_points(points: Sequence[ExportedModel], session: Session) -> list[Re
     ]
 
 
-def _copies(points: Sequence[ExportedModel], disks_mib: Sequence[float], session: Session) -> list[list[Predictor]]:
-    """Every point loaded again, several times; none for a lone point, or where memory might not hold them."""
+def _copies(
+    points: Sequence[ExportedModel], disks_mib: Sequence[float], session: Session
+) -> tuple[list[list[Predictor]], list[Predictor]]:
+    """Every point loaded again, several times, and the baseline as often once more for the control.
+
+    None for a lone point, or where memory might not hold them.
+    """
     wanted = QUICK_COPIES if session.quick else COPIES
     # Three times the files: weights, buffers and what the runtime keeps beside them. At most half of what is free.
     room_mib = psutil.virtual_memory().available / 2**20 / 2
-    fit = int(room_mib / (3 * sum(disks_mib)))
+    fit = int(room_mib / (3 * (sum(disks_mib) + disks_mib[0])))
     sets = min(wanted, 1 + fit)
     if len(points) < 2 or sets < 3:  # two say nothing about how copies differ
-        return []
-    return [[session.load(point) for point in points] for _ in range(sets - 1)]
+        return [], []
+    copies = [[session.load(point) for point in points] for _ in range(sets - 1)]
+    return copies, [session.load(points[0]) for _ in range(sets)]
 
 
 def _quality(
@@ -226,7 +232,7 @@ def _timing(
                 min_rounds=10 if session.quick else 40,
                 threads=session.threads,
                 seed=session.seed,
-                control=len(points) > 1,
+                control=scenario.control or len(points) > 1,
             )
     except MeasurementError as error:
         logger.warning("%s was not timed: %s", scenario.title, error)
