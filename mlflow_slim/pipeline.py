@@ -32,6 +32,7 @@ from .measurement.carbon import carbon_intensity
 from .measurement.energy import EnergyMeter
 from .measurement.host import host
 from .measurement.quality_report import headline
+from .measurement.reloader import Reloader
 from .measurement.report import Report
 from .measurement.session import measure_points
 from .model_source import resolve_model
@@ -173,6 +174,7 @@ class _Flow:
         self.meter_reason = ""
         self.prepared: StepRecord | None = None
         self.original: OptimizedModel | None = None
+        self.reloader = Reloader(threads=threads)
 
     @property
     def recipe_run(self) -> RecipeRun:
@@ -190,11 +192,12 @@ class _Flow:
             self.recipe_run.log_data(inputs.data)
         for line in inputs.notes:
             self.say(line)
-        with energy_meter(self.recipe) as (self.meter, self.meter_reason):
+        with energy_meter(self.recipe) as (self.meter, self.meter_reason), self.reloader:
             if self.recipe.against is not None or any(exported for _, exported in given):
                 self.adopt(inputs, given)
             else:
                 self.optimize(inputs)
+            self.reloader.close()  # its memory is not to be there while something is measured
             reports = self.measure(inputs)
         return self.report(reports)
 
@@ -374,11 +377,9 @@ class _Flow:
         """Tags that say whether the logged model, loaded in a fresh process, answers like the exported one."""
         import numpy as np
 
-        from .measurement.fresh_process import reload_outputs
-
         here = load_backend(exported.backend).load(exported.directory, threads=self.threads).predict(sample)
         try:
-            there = reload_outputs(bundle.find(self.download(uri)), sample, threads=self.threads)
+            there = self.reloader.outputs(bundle.find(self.download(uri)), sample)
         except (MeasurementError, IntegrityError) as error:
             why = f"it can't be loaded: {error}"
         else:

@@ -31,6 +31,11 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 _LOOPBACK = ("127.", "::1", "localhost", "0.0.0.0")
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One more than cores: tests wait for child processes, locks and the disk."""
+    return (os.cpu_count() or 1) + 1
+
+
 class NetworkBlocked(OSError):
     """A test tried to leave this machine."""
 

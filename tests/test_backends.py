@@ -32,12 +32,12 @@ def random_texts(count, *, longest=40, seed=0):
     return [" ".join(rng.choice(WORDS, size=size)) for size in rng.integers(1, longest, count)]
 
 
-def tiny_model(kind, *, labels=LABELS):
+def tiny_model(kind, *, labels=LABELS, layers=2):
     import torch
     import transformers
 
     size = {"vocab_size": len(make_tokenizer()), "max_position_embeddings": 80, "pad_token_id": 0}
-    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    shape = {"hidden_size": 32, "num_hidden_layers": layers, "num_attention_heads": 2, "intermediate_size": 64}
     special = {
         "albert": {"embedding_size": 16},
         "electra": {"embedding_size": 16},
@@ -45,7 +45,7 @@ def tiny_model(kind, *, labels=LABELS):
         "modernbert": {"cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3},
     }
     if kind == "distilbert":
-        shape = {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64}
+        shape = {"dim": 32, "n_layers": layers, "n_heads": 2, "hidden_dim": 64}
     config = transformers.AutoConfig.for_model(kind, **size, **shape, **special.get(kind, {}))
     config.num_labels = len(labels)
     config.initializer_range = 0.3  # so that labels differ from text to text
@@ -53,13 +53,14 @@ def tiny_model(kind, *, labels=LABELS):
     return transformers.AutoModelForSequenceClassification.from_config(config).eval()
 
 
-def tiny_source(kind="bert", *, labels=LABELS, pair=False, max_length=24, **changes):
+def tiny_source(kind="bert", *, labels=LABELS, pair=False, max_length=24, layers=None, **changes):
     tokenizer = make_tokenizer()
     if kind not in THREE_INPUTS:
         tokenizer.model_input_names = ["input_ids", "attention_mask"]
     spec = {"labels": labels, "multi_label": False, "pair": pair, "max_length": max_length}
     lineage = (StepRecord("distill.logits", {"temperature": 2.0}, {"layers": [0, 2]}, OptimizationCost(3.5)),)
-    model = tiny_model(kind, labels=labels)
+    layers = layers or (2 if kind == "bert" else 1)  # exporting takes seconds a layer
+    model = tiny_model(kind, labels=labels, layers=layers)
     return OptimizedModel(model, tokenizer, "text-classification", spec, lineage=lineage, **changes)
 
 

@@ -77,9 +77,9 @@ def test_a_model_of_unknown_parts_is_refused_before_training() -> None:
         load_technique("finetune.lora")().check(OptimizedModel(model, None, "text-classification", {}))
 
 
-def test_a_compiled_model_answers_as_before_from_its_folder_and_says_what_compiling_took(
-    source: OptimizedModel, tmp_path: Path
-) -> None:
+@pytest.mark.slow  # g++ and the pool of compiling processes take half a minute
+def test_a_compiled_model_answers_as_before_from_its_folder_and_says_what_compiling_took(tmp_path: Path) -> None:
+    source = tiny_source(layers=1)  # every kernel is compiled by g++
     torch_backend = load_backend("torch")
     step = load_technique("compile.torch")()
     found = step.apply(source, context(source, tmp_path, backends={"torch": torch_backend}))

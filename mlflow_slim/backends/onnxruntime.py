@@ -18,7 +18,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -142,10 +142,17 @@ def _fuse(config: Any, plain: Path, target: Path) -> dict[str, int]:
 class _Known:
     """What is the same for every quantized form of one export: its nodes, and the ranges of its activations."""
 
-    directory: Path
-    kind: Kind
+    of: tuple[Path, Kind]
     nodes: dict[str, list[str]]
-    ranges: dict[str, bytes]
+    rows: list[Any] = field(default_factory=list)
+    ranges: dict[str, bytes] = field(default_factory=dict)
+
+    def ranges_on(self, rows: Sequence[Any]) -> dict[str, bytes]:
+        """Those found on the same rows; other rows start anew."""
+        if self.rows != list(rows):
+            self.rows[:] = rows
+            self.ranges.clear()
+        return self.ranges
 
 
 class OnnxRuntimeBackend:
@@ -259,7 +266,7 @@ class OnnxRuntimeBackend:
             known = self._known_of(exported, source, scheme.kind)
             with _quiet():
                 try:
-                    quantize_graph(graph, work / MODEL, scheme, known.nodes, batches, known.ranges)
+                    quantize_graph(graph, work / MODEL, scheme, known.nodes, batches, known.ranges_on(rows))
                 except OSError:
                     raise
                 except Exception as error:  # onnxruntime's quantizer raises many kinds of its own
@@ -270,9 +277,9 @@ class OnnxRuntimeBackend:
 
     def _known_of(self, exported: ExportedModel, source: OptimizedModel, kind: Kind) -> _Known:
         """Kept for the last export: a search asks for it at every trial."""
-        if self._known is None or (self._known.directory, self._known.kind) != (exported.directory, kind):
-            nodes = weighted_nodes(exported.directory / MODEL, source.model, kind)
-            self._known = _Known(exported.directory, kind, nodes, {})
+        of = (exported.directory, kind)
+        if self._known is None or self._known.of != of:
+            self._known = _Known(of, weighted_nodes(exported.directory / MODEL, source.model, kind))
         return self._known
 
     def _check_length(

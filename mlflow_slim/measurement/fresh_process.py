@@ -1,4 +1,4 @@
-"""Figures that only a process of its own can give: cold start, peak memory, and whether a reloaded model agrees.
+"""Figures that only a process of its own can give: cold start and peak memory.
 
 The parent starts ``python -m mlflow_slim.measurement.fresh_process <request.json>``; the child loads an exported folder
 through its backend, predicts once and writes what it saw into the request's folder. Nothing is pickled: requests and
@@ -28,16 +28,27 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ConfigError, InputNotFound, MeasurementError
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from .stats import Interval
 
-__all__ = ["FreshStart", "Served", "fresh_starts", "peak_rss_mib", "reload_outputs"]
+__all__ = [
+    "FreshStart",
+    "Run",
+    "Served",
+    "answer_request",
+    "ask",
+    "environment",
+    "fresh_starts",
+    "own_process",
+    "peak_rss_mib",
+    "served_folder",
+]
 
 BACKENDS = "mlflow_slim.catalog:load_backend"
 """Finds a backend by name. Another ``module:function`` may be passed by code; no file or recipe can."""
 
 _TIMEOUT_S = 600.0
+Run = Callable[[Path, int, float], "tuple[int, bytes]"]
+"""Answers the request of a file with so many threads in so many seconds: exit code, and what went to stderr."""
 
 
 @dataclass(frozen=True)
@@ -115,11 +126,11 @@ def fresh_starts(
 
     if starts < 1:
         raise ConfigError(f"starts must be at least 1, got {starts}.")
-    arms = [_served(model, threads) for model in models]
+    arms = [served_folder(model, threads) for model in models]
     seen: list[list[dict[str, float]]] = [[] for _ in arms]
     for turn in range(starts + 1):
         for i in list(range(len(arms)))[:: 1 if turn % 2 else -1]:
-            answer, _ = _in_child(arms[i], inputs, batch_size=batch_size, backends=backends, timeout_s=timeout_s)
+            answer, _ = ask(arms[i], inputs, batch_size=batch_size, backends=backends, timeout_s=timeout_s)
             if turn:
                 seen[i].append(answer)
 
@@ -140,29 +151,7 @@ def fresh_starts(
     ]
 
 
-def reload_outputs(
-    model: Path | Served,
-    inputs: Sequence[Any],
-    *,
-    threads: int = 1,
-    batch_size: int = 32,
-    backends: str = BACKENDS,
-    timeout_s: float = _TIMEOUT_S,
-) -> np.ndarray:
-    """Raw outputs ``(rows, ...)``, computed by a process that knows the folder only; raises as `fresh_starts`."""
-    outputs: np.ndarray
-    _, outputs = _in_child(
-        _served(model, threads),
-        inputs,
-        batch_size=batch_size,
-        want_outputs=True,
-        backends=backends,
-        timeout_s=timeout_s,
-    )
-    return outputs
-
-
-def _served(model: Path | Served, threads: int) -> Served:
+def served_folder(model: Path | Served, threads: int) -> Served:
     """A folder says in its ``slim.json`` which backend runs it."""
     if isinstance(model, Served):
         return model
@@ -175,7 +164,22 @@ def _served(model: Path | Served, threads: int) -> Served:
     return Served(Path(model), str(backend), threads)
 
 
-def _in_child(
+def own_process(request: Path, threads: int, timeout_s: float) -> tuple[int, bytes]:
+    """Answers a request in a process that starts for it and ends with it; its exit code and what it complained of."""
+    done = subprocess.run(
+        [sys.executable, "-m", __name__, str(request)],
+        env=environment(threads),
+        cwd=request.parent,  # -m puts the working folder first, and Python 3.10 doesn't know PYTHONSAFEPATH
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        timeout=timeout_s,
+        check=False,
+    )
+    return done.returncode, done.stderr
+
+
+def ask(
     served: Served,
     inputs: Sequence[Any],
     *,
@@ -183,7 +187,9 @@ def _in_child(
     want_outputs: bool = False,
     backends: str,
     timeout_s: float,
+    run: Run = own_process,
 ) -> tuple[dict[str, float], Any]:
+    """The figures of one process and, where wanted, its outputs; see `fresh_starts` and `Reloader.outputs`."""
     directory = Path(served.directory).resolve()
     if not directory.is_dir():
         raise InputNotFound(f"The exported model {str(served.directory)!r} isn't a folder. Export it first.")
@@ -206,16 +212,7 @@ def _in_child(
         path.write_text(json.dumps(request), encoding="utf-8")
         started = time.monotonic()  # counts from the system's start, so the child reads the same clock
         try:
-            done = subprocess.run(
-                [sys.executable, "-m", __name__, str(path)],
-                env=_environment(served.threads),
-                cwd=folder,  # -m puts the working folder first, and Python 3.10 doesn't know PYTHONSAFEPATH
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                timeout=timeout_s,
-                check=False,
-            )
+            code, stderr = run(path, served.threads, timeout_s)
         except subprocess.TimeoutExpired as error:
             raise MeasurementError(
                 f"A fresh process did not load {str(directory)!r} with {served.backend!r} within {timeout_s:g} s."
@@ -224,12 +221,12 @@ def _in_child(
         except OSError as error:
             raise MeasurementError(f"A fresh process could not be started: {error}.") from error
         answer_path = Path(folder) / "answer.json"
-        if done.returncode != 0 or not answer_path.exists():
-            how = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
-            memory = ", perhaps out of memory" if done.returncode == -9 else ""
+        if code != 0 or not answer_path.exists():
+            how = f"signal {-code}" if code < 0 else f"exit code {code}"
+            memory = ", perhaps out of memory" if code == -9 else ""
             raise MeasurementError(
                 f"A fresh process could not load and run {str(directory)!r} with {served.backend!r} ({how}{memory})."
-                f"{_last_words(done.stderr)}"
+                f"{_last_words(stderr)}"
             )
         answer: dict[str, float] = json.loads(answer_path.read_text(encoding="utf-8"))
         answer["cold_start_s"] = answer.pop("answered_at") - started
@@ -241,7 +238,7 @@ def _in_child(
         return answer, outputs
 
 
-def _environment(threads: int) -> dict[str, str]:
+def environment(threads: int) -> dict[str, str]:
     """Ours, without a network, with explicit threads, and with the package that is running here importable."""
     root = Path(__file__).resolve().parents[2]
     paths = [str(Path(p).absolute()) for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
@@ -310,7 +307,7 @@ def peak_rss_mib() -> float:
     return peak / 2**20 if sys.platform == "darwin" else peak / 1024
 
 
-def _answer(request_path: Path) -> None:
+def answer_request(request_path: Path) -> None:
     """Does what the request says and writes ``answer.json`` beside it."""
     begun = time.perf_counter()
     request = json.loads(request_path.read_text(encoding="utf-8"))
@@ -341,4 +338,4 @@ def _answer(request_path: Path) -> None:
 
 
 if __name__ == "__main__":
-    _answer(Path(sys.argv[1]))
+    answer_request(Path(sys.argv[1]))

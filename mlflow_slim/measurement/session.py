@@ -7,6 +7,7 @@ same threads (timing, energy), then each starts a few times in processes of its 
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -127,6 +128,7 @@ def measure_points(points: Sequence[ExportedModel], session: Session) -> list[Re
         settings = getattr(predictor, "settings", {})
         sheet.params.update({f"slim.engine.{name}": str(value).lower() for name, value in settings.items()})
     _quality(points, predictors, sheets, session)
+    gc.collect()  # what was made before is not to take memory while something is timed
     with measure_slot() as waited, freed_memory_kept() as kept:
         ready = quiet_wait(session.wait_s)
         if not ready.quiet:
@@ -167,8 +169,14 @@ def _copies(
     sets = min(wanted, 1 + fit)
     if len(points) < 2 or sets < 3:  # two say nothing about how copies differ
         return [], []
-    copies = [[session.load(point) for point in points] for _ in range(sets - 1)]
-    return copies, [session.load(points[0]) for _ in range(sets)]
+    # Each set in the other direction: what is loaded first must not always be the same point.
+    copies, control = [], [session.load(points[0])]
+    for number in range(sets - 1):
+        places = list(range(len(points)))[:: 1 if number % 2 else -1]
+        loaded = {place: session.load(points[place]) for place in places}
+        copies.append([loaded[place] for place in range(len(points))])
+        control.append(session.load(points[0]))
+    return copies, control
 
 
 def _quality(

@@ -487,7 +487,6 @@ def _load_average() -> tuple[float, ...]:
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
     was_on = gc.isenabled()
-    gc.collect()
     gc.disable()
     try:
         yield
