@@ -10,21 +10,39 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .comparison import compare
     from .config import Recipe
     from .errors import SlimError
     from .flavor import load_model, log_model, save_model
     from .measure_models import measure
     from .pipeline import run
+    from .promotion import promote
+    from .ranking import frontier
 
 __version__ = "0.1.0"
-__all__ = ["Recipe", "SlimError", "__version__", "load_model", "log_model", "measure", "run", "save_model"]
+__all__ = [
+    "Recipe",
+    "SlimError",
+    "__version__",
+    "compare",
+    "frontier",
+    "load_model",
+    "log_model",
+    "measure",
+    "promote",
+    "run",
+    "save_model",
+]
 
 _HOMES = {
     "Recipe": "config",
     "SlimError": "errors",
+    "compare": "comparison",
+    "frontier": "ranking",
     "load_model": "flavor",
     "log_model": "flavor",
     "measure": "measure_models",
+    "promote": "promotion",
     "run": "pipeline",
     "save_model": "flavor",
 }

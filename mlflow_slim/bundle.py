@@ -8,6 +8,7 @@ folder is made beside its final name and renamed when the last file is in it. Re
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -29,6 +30,7 @@ __all__ = [
     "adopt",
     "check_labels",
     "compare",
+    "content_digest",
     "count_parameters",
     "evaluating",
     "find",
@@ -325,6 +327,20 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return dict(value)
     return str(value)
+
+
+def content_digest(directory: str | Path) -> str:
+    """sha256 over what decides the answers, hex: weights, tokenizer, task and engine, not how the model was made.
+
+    Two folders with the same one are the same model on the same runtime, whenever they were made.
+    """
+    directory = Path(directory)
+    content = json.loads((directory / NAME).read_text(encoding="utf-8"))
+    files = json.loads((directory / manifest.NAME).read_text(encoding="utf-8"))["files"]
+    deciding = {key: content.get(key) for key in ("backend", "engine", "task", "spec", "inputs")}
+    listed = {name: entry["sha256"] for name, entry in files.items() if name != NAME}
+    text = json.dumps([deciding, listed], sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def find(directory: str | Path) -> Path:

@@ -13,7 +13,8 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from . import __version__
 from .errors import ConfigError, InputNotFound, SlimError
@@ -72,6 +73,20 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("overrides", nargs=argparse.REMAINDER, help="options of the recipe, --key=value")
     run.add_argument("-v", "--verbose", action="store_true", help="also log what libraries say")
     commands.add_parser("list", help="list recipes, techniques, tasks and backends")
+    compare = commands.add_parser(
+        "compare",
+        help="rank the points of an experiment: which are on the frontier, and why the rest isn't",
+        description="Reads points of any runs from MLflow, ranks those that may be compared, prints them, and logs a "
+        "run with pictures and one HTML page. Each option is written --key=value; try: mlflow-slim show compare",
+    )
+    promote = commands.add_parser(
+        "promote",
+        help="put the best point that passes every rule behind an alias of the model registry",
+        description="Chooses a point, proves its model, registers it once and moves the alias; --dry_run=true only "
+        "says so, --rollback=true moves it back. Each option is written --key=value; try: mlflow-slim show promote",
+    )
+    for command in (compare, promote):
+        command.add_argument("overrides", nargs="*", help="options, --key=value")
     cache = commands.add_parser(
         "cache",
         help="list, verify or clear what steps left for the next time",
@@ -95,8 +110,11 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and gives its exit code."""
     parser = _parser()
-    options = parser.parse_args(argv)
-    overrides = getattr(options, "overrides", [])
+    words = list(sys.argv[1:] if argv is None else argv)
+    # argparse takes options for its own unless a name stands before them.
+    free = words[1:] if words[:1] in (["compare"], ["promote"]) else None
+    options = parser.parse_args(words if free is None else words[:1])
+    overrides = getattr(options, "overrides", []) if free is None else free
     if {"-h", "--help"} & set(overrides):
         parser.parse_args([options.command, "--help"])
     try:
@@ -106,6 +124,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from .config import Recipe
 
             print(Recipe.load(options.recipe, parse_overrides(overrides)).to_yaml(), end="")  # noqa: T201
+        elif options.command == "compare":
+            _compare(parse_overrides(overrides))
+        elif options.command == "promote":
+            _promote(parse_overrides(overrides))
         elif options.command == "list":
             _list()
         elif options.command == "cache":
@@ -114,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _show(options.name)
     except SlimError as error:
         print(f"mlflow-slim: {error}", file=sys.stderr)  # noqa: T201
-        if options.command == "run" and "MLFLOW_RUN_ID" in os.environ:
+        if options.command in ("run", "compare", "promote") and "MLFLOW_RUN_ID" in os.environ:
             from .tracking import explain_unopened_run
 
             explain_unopened_run(error)
@@ -155,6 +177,39 @@ def _run(source: str, overrides: dict[str, str], *, verbose: bool) -> int:
     finally:
         logger.removeHandler(handler)
     return 0
+
+
+def _compare(values: Mapping[str, str]) -> None:
+    from .comparison import CompareOptions, compare, print_frontier, render
+
+    options = CompareOptions.read(values)
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    found = compare(options)
+    if options.format != "table":
+        print(render(found.frontier, options.format))  # noqa: T201
+        return
+    print_frontier(found.frontier)
+    if options.output:
+        print(f"\nThe page is in {options.output}")  # noqa: T201
+    if found.run_id:
+        print(f"\nSee it in MLflow (the page is report.html of run {found.run_id[:8]}):\n{found.ui_command}")  # noqa: T201
+
+
+def _promote(values: Mapping[str, str]) -> None:
+    import json
+
+    from .promotion import PromoteOptions, promote
+    from .tracking import describe_project_run
+
+    options = PromoteOptions.read(values)
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    decision = promote(options)
+    lines = [str(decision)]
+    lines += [f"waived [{one.rule}]: {one.reason}" for one in decision.waived]
+    for run_id, reasons in list(decision.refused.items())[:20]:
+        lines.append(f"not chosen {run_id[:8]}: " + "; ".join(f"[{one.rule}] {one.reason}" for one in reasons))
+    print("\n".join(lines))  # noqa: T201
+    describe_project_run("promotion", "\n\n".join(lines), {"decision.json": json.dumps(decision.record, indent=1)})
 
 
 def _cache(options: argparse.Namespace) -> int:
@@ -222,18 +277,34 @@ def _show(name: str) -> None:
     from .config import Recipe, find_recipe, recipe_names
     from .errors import did_you_mean
 
+    def of_compare() -> tuple[str, Any]:
+        from .comparison import CompareOptions
+
+        return "Options of compare", CompareOptions
+
+    def of_promote() -> tuple[str, Any]:
+        from .promotion import PromoteOptions
+
+        return "Options of promote", PromoteOptions
+
+    sections: dict[str, Callable[[], tuple[str, Any]]] = {
+        "recipe": lambda: ("Keys of a recipe", Recipe),
+        "compare": of_compare,
+        "promote": of_promote,
+    }
     full = find_technique(name)
     if full in technique_names():
         technique = load_technique(full)
         print(f"{full}: {(technique.__doc__ or '').strip().splitlines()[0]}")  # noqa: T201
         _print_options(technique, "  ")
-    elif name == "recipe":
-        print("Keys of a recipe:")  # noqa: T201
-        _print_options(Recipe, "  ")
+    elif name in sections:
+        what, section = sections[name]()
+        print(f"{what}:")  # noqa: T201
+        _print_options(section, "  ")
     elif name in recipe_names():
         print(find_recipe(name).read_text(encoding="utf-8"), end="")  # noqa: T201
     else:
-        known = [*technique_names(), *recipe_names(), "recipe"]
+        known = [*technique_names(), *recipe_names(), *sections]
         raise ConfigError(f"There is nothing named {name!r} to show. {did_you_mean(name, known)}")
 
 
@@ -245,7 +316,8 @@ def _print_options(model: object, indent: str) -> None:
             print(f"{indent}{key}:")  # noqa: T201
             _print_options(type(info.default), indent + "  ")
         else:
-            default = "none" if info.default is None else info.default
+            default = "(needed)" if info.is_required() else "none" if info.default is None else info.default
+            default = ", ".join(default) or "none" if isinstance(default, tuple) else default
             print(f"{indent}{key} = {default}  {info.description or ''}")  # noqa: T201
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -20,11 +20,41 @@ from .errors import ConfigError, InputNotFound, did_you_mean
 from .interfaces import Technique
 from .safety import safe_yaml
 
-__all__ = ["Baseline", "Export", "Measure", "Recipe", "Track", "describe_faults", "find_recipe", "recipe_names"]
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = [
+    "Baseline",
+    "Export",
+    "Measure",
+    "Options",
+    "Recipe",
+    "Track",
+    "describe_faults",
+    "find_recipe",
+    "recipe_names",
+]
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+class Options(_Section):
+    """Options of a command that is no recipe; read like a recipe's, with every fault at once."""
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Self:
+        """Checked options from values by name; empty text means "the default".
+
+        Raises:
+            ConfigError: Something is wrong; ``faults`` lists everything that is.
+        """
+        given = {key: _typed(value) for key, value in values.items() if not (isinstance(value, str) and value == "")}
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            raise ConfigError(describe_faults(error, cls)) from None
 
 
 class Baseline(_Section):

@@ -13,6 +13,7 @@
     ├── ExportError (RuntimeError)        the exported model could not be made or answers differently
     ├── IntegrityError (RuntimeError)     a saved model isn't what its manifest says
     ├── MeasurementError (RuntimeError)   a figure could not be obtained
+    ├── PromotionRefused (RuntimeError)   no point passes the gate; every reason is named
     └── TrackingError (RuntimeError)      MLflow could not be reached or refused what was logged
 
 A message says what is wrong, which value, and what to do, in that order.
@@ -21,7 +22,8 @@ A message says what is wrong, which value, and what to do, in that order.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 __all__ = [
     "ConfigError",
@@ -32,6 +34,7 @@ __all__ = [
     "MeasurementError",
     "MissingDependency",
     "ModelError",
+    "PromotionRefused",
     "SlimError",
     "TrackingError",
     "TrainingDiverged",
@@ -74,6 +77,14 @@ class InputNotFound(SlimError, FileNotFoundError):
 
 class MissingDependency(SlimError, ImportError):
     """An optional package is needed; the message names the extra that brings it."""
+
+
+class PromotionRefused(SlimError, RuntimeError):
+    """No point may be promoted. ``refused`` holds what keeps each one out, by run."""
+
+    def __init__(self, message: str, *, refused: Mapping[str, Sequence[Any]] | None = None) -> None:
+        super().__init__(message)
+        self.refused = dict(refused or {})
 
 
 class TrainingDiverged(SlimError, RuntimeError):

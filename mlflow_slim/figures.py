@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from .ledger import Line
     from .measurement.report import Report
 
-__all__ = ["break_even_figure", "make_figures", "trade_off_figure"]
+__all__ = ["break_even_figure", "make_figures", "trade_off_figure", "waterfall_figure"]
 
 # Okabe and Ito's palette, told apart by colour-blind people; the marker says the same once more.
 _STYLES: Mapping[str, tuple[str, str]] = {
@@ -137,6 +138,10 @@ def trade_off_figure(reports: Sequence[Report], cost: str) -> Figure:
             capsize=3,
             label=_plain(report.variant) + (" (contended)" if contended else ""),
         )
+    pairs = [(report.metrics[key], quality) for report in drawn if (quality := _quality(report)) is not None]
+    corners = _staircase(pairs)
+    if len(corners) > 1:
+        axes.plot(*zip(*corners, strict=True), color="#999999", linewidth=1, zorder=0)
     axes.set_xlabel(label)
     axes.set_ylabel(metric.replace("_", " "))
     # From zero, so that "half the latency" looks like half.
@@ -145,6 +150,48 @@ def trade_off_figure(reports: Sequence[Report], cost: str) -> Figure:
     if drawn:
         figure.legend(loc="outside lower center", ncols=min(2, len(drawn)), frameon=False, fontsize=9)
     return figure
+
+
+def waterfall_figure(lines: Sequence[Line]) -> Figure:
+    """What each step of a chain did to speed and size, as bars on a logarithmic scale; 1x is the point before it.
+
+    Args:
+        lines: The ledger.
+    """
+    figure, axes = _canvas("What each step did")
+    kinds = (
+        ("speedup", "faster", "#0072b2"),
+        ("compression", "smaller", "#e69f00"),
+        ("energy", "less energy", "#009e73"),
+    )
+    for offset, (field, words, color) in enumerate(kinds):
+        known = [(place, value) for place, line in enumerate(lines) if (value := getattr(line, field)) is not None]
+        axes.barh(
+            [place + 0.27 * (offset - 1) for place, _ in known],
+            [value - 1 for _, value in known],
+            left=1,
+            height=0.25,
+            color=color,
+            label=f"times {words}",
+        )
+    axes.axvline(1, color="#595959", linewidth=1)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}x")
+    axes.set_yticks(range(len(lines)), [_plain(f"{line.step}\n{line.variant}") for line in lines], fontsize=8)
+    axes.invert_yaxis()
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    return figure
+
+
+def _staircase(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Corners of the front of (cost, quality) pairs, from the cheapest up."""
+    corners: list[tuple[float, float]] = []
+    for cost, quality in sorted(points, key=lambda pair: (pair[0], -pair[1])):
+        if not corners or quality > corners[-1][1]:
+            if corners:
+                corners.append((cost, corners[-1][1]))
+            corners.append((cost, quality))
+    return corners
 
 
 def break_even_figure(reports: Sequence[Report]) -> Figure | None:

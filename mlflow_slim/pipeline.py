@@ -36,6 +36,7 @@ from .measurement.reloader import Reloader
 from .measurement.report import Report
 from .measurement.session import measure_points
 from .model_source import resolve_model
+from .probes import answers_to_probes
 
 if TYPE_CHECKING:
     from .tracking import PointRun, RecipeRun
@@ -350,13 +351,21 @@ class _Flow:
                 exported.variant, step=len(exported.lineage), baseline_run_id=baseline_run, data=inputs.data
             )
             info = point_run.log_model(
-                flavor.log_model, exported, params={**inputs.facts, **_point_params(exported, self.prepared)}
+                flavor.log_model,
+                exported,
+                params={**inputs.facts, **_point_params(exported, self.prepared), **self.digests(exported)},
             )
             self.points.append((Point(exported, point_run.run_id, info.model_uri), point_run))
         with self.stages.time("check"):
             point_run.set_tags(_reuse_tags(exported, self.prepared))
-            point_run.set_tags(self.check(exported, info.model_uri, sample))
+            point_run.set_tags(self.check(exported, point_run, info.model_uri, sample))
         logger.info("Logged %s as %s", exported.variant, info.model_uri)
+
+    def digests(self, exported: ExportedModel) -> dict[str, str]:
+        """What tells this model, and the one it is measured against, from all others."""
+        own = bundle.content_digest(exported.directory)
+        original = bundle.content_digest(self.points[0][0].exported.directory) if self.points else own
+        return {"slim.model.digest": own, "slim.baseline.digest": original}
 
     @contextlib.contextmanager
     def kept_if_not_logged(self, exported: ExportedModel) -> Iterator[None]:
@@ -373,11 +382,13 @@ class _Flow:
                 logger.error("%s was not logged. It is kept in %s", exported.variant, kept)
             raise
 
-    def check(self, exported: ExportedModel, uri: str, sample: Any) -> dict[str, str]:
+    def check(self, exported: ExportedModel, point_run: PointRun, uri: str, sample: Any) -> dict[str, str]:
         """Tags that say whether the logged model, loaded in a fresh process, answers like the exported one."""
         import numpy as np
 
-        here = load_backend(exported.backend).load(exported.directory, threads=self.threads).predict(sample)
+        predictor = load_backend(exported.backend).load(exported.directory, threads=self.threads)
+        here = predictor.predict(sample)
+        point_run.log_answers(*answers_to_probes(predictor, exported.spec))
         try:
             there = self.reloader.outputs(bundle.find(self.download(uri)), sample)
         except (MeasurementError, IntegrityError) as error:
@@ -414,7 +425,10 @@ class _Flow:
             seconds = {f"stage/{name}_s": round(value, 3) for name, value in self.stages.seconds.items()}
             self.recipe_run.log_summary(
                 rows=tables.summary_rows(reports),
-                figures=figures.make_figures(reports),
+                figures={
+                    **figures.make_figures(reports),
+                    **({"ledger": figures.waterfall_figure(ledger)} if len(ledger) > 1 else {}),
+                },
                 card=tracking.recipe_card(
                     f"Recipe {self.recipe.name}",
                     f"{tables.markdown_table(reports)}\n\n{markdown_ledger(ledger)}".rstrip(),

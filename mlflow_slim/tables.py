@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from .measurement.report import Report
 
-__all__ = ["markdown_table", "print_table", "reasons", "summary_rows"]
+__all__ = ["is_plain", "markdown_table", "print_table", "reasons", "summary_rows"]
 
 _ABSENT = "slim.absent."
 
@@ -196,17 +196,17 @@ def print_table(
     console = Console(file=out, width=width, highlight=False)
     if title:
         console.print(title, markup=False)
-    whole = _table(reports, plain=_is_plain(out))
+    whole = _table(reports, plain=is_plain(out))
     if console.measure(whole, options=console.options.update(max_width=10_000)).maximum <= console.width:
         console.print(whole)
     else:
-        for table in _narrow(reports, plain=_is_plain(out)):
+        for table in _narrow(reports, plain=is_plain(out)):
             console.print(table)
     for line in reasons(reports):
         console.print(line, markup=False, style=None)
 
 
-def _is_plain(out: TextIO) -> bool:
+def is_plain(out: TextIO) -> bool:
     """Whether lines must be drawn in ASCII: a stream that can't encode the others would raise."""
     import os
 

@@ -6,8 +6,10 @@ import pytest
 import yaml
 
 from mlflow_slim.cli import main, parse_overrides
+from mlflow_slim.comparison import CompareOptions
 from mlflow_slim.config import Recipe, recipe_names
 from mlflow_slim.errors import ConfigError, InputNotFound
+from mlflow_slim.promotion import PromoteOptions
 
 ROOT = Path(__file__).parent.parent
 DISTILL = {"name": "d", "steps": [{"technique": "distill.logits"}]}
@@ -161,16 +163,19 @@ def test_show_of_an_unknown_name_suggests_one(capsys: pytest.CaptureFixture[str]
     assert "Did you mean 'distill.logits'?" in capsys.readouterr().err
 
 
+COMMANDS = {"compare": CompareOptions, "promote": PromoteOptions}
+
+
 def test_mlproject_declares_every_parameter_bare_and_every_recipe() -> None:
     """A placeholder inside quotes would let a value break out of them; ``--x={x}`` can't become an option."""
     project = yaml.safe_load((ROOT / "MLproject").read_text())
-    assert set(project["entry_points"]) == set(recipe_names())
+    assert set(project["entry_points"]) == {*recipe_names(), *COMMANDS}
     for name, entry in project["entry_points"].items():
-        words = entry["command"].split()
-        assert words[:5] == ["python", "-m", "mlflow_slim.cli", "run", name]
-        assert words[5:] == [f"--{parameter}={{{parameter}}}" for parameter in entry["parameters"]]
+        words, start = entry["command"].split(), [name] if name in COMMANDS else ["run", name]
+        assert words[: 3 + len(start)] == ["python", "-m", "mlflow_slim.cli", *start]
+        assert words[3 + len(start) :] == [f"--{parameter}={{{parameter}}}" for parameter in entry["parameters"]]
         assert all(info == {"type": "string", "default": ""} for info in entry["parameters"].values())
-        assert set(entry["parameters"]) <= set(Recipe.model_fields)
+        assert set(entry["parameters"]) <= set(COMMANDS.get(name, Recipe).model_fields)
 
 
 def test_readme_prints_the_two_lines_that_do_all_the_set_up() -> None:
@@ -180,8 +185,8 @@ def test_readme_prints_the_two_lines_that_do_all_the_set_up() -> None:
     assert len(lines) < 200
 
 
-def test_readme_names_every_parameter_of_the_entry_points() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_readme_or_what_it_links_names_every_parameter_of_the_entry_points() -> None:
+    readme = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/choosing.md"))
     project = yaml.safe_load((ROOT / "MLproject").read_text())
     for entry in project["entry_points"].values():
         assert all(f"`{parameter}`" in readme for parameter in entry["parameters"])

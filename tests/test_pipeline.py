@@ -234,7 +234,7 @@ def test_a_failure_in_the_middle_keeps_what_was_made_and_says_why(
     assert {(r.data.tags["slim.kind"], r.info.status) for r in failed} == {("recipe", "FAILED"), ("point", "FAILED")}
     for run in failed:
         assert run.data.tags["slim.failure"] == "RuntimeError: the student is broken"
-        assert [a.path for a in store.list_artifacts(run.info.run_id, "slim")] == ["slim/traceback.txt"]
+        assert "slim/traceback.txt" in [a.path for a in store.list_artifacts(run.info.run_id, "slim")]
     models = store.search_logged_models([experiment], filter_string="name = 'baseline'")
     (kept,) = [m for m in models if m.source_run_id in {r.info.run_id for r in failed}]
     assert str(getattr(kept.status, "value", kept.status)) == "READY"

@@ -24,6 +24,7 @@ __all__ = [
     "emissions",
     "gco2e_per_1k_samples",
     "joules_to_kwh",
+    "known_regions",
     "wh_per_1k_samples",
 ]
 
@@ -95,6 +96,16 @@ def _of_region(region: str) -> CarbonIntensity:
     version = importlib.metadata.version("codecarbon")
     source = f"CodeCarbon {version}, {_TABLE.rsplit('/', 1)[1]}, {row['country_name']} ({code})"
     return CarbonIntensity(float(value), source, int(row["year"]))
+
+
+def known_regions() -> dict[str, float]:
+    """Carbon intensity by country code, gCO2e/kWh, of every country in CodeCarbon's table.
+
+    Raises:
+        MeasurementError: The table can't be read.
+    """
+    rows = _energy_mix().items()
+    return {code: float(row["carbon_intensity"]) for code, row in sorted(rows) if row.get("carbon_intensity")}
 
 
 @lru_cache(maxsize=1)

@@ -9,7 +9,7 @@ from .cards import point_card, recipe_card, run_link
 from .downloads import download_artifacts
 from .points import PointRun
 from .reaper import reap
-from .runs import DEFAULT_EXPERIMENT, RecipeRun, explain_unopened_run, open_recipe_run
+from .runs import DEFAULT_EXPERIMENT, RecipeRun, describe_project_run, explain_unopened_run, open_recipe_run
 from .saved_view import install_view
 from .scrub import scrub
 from .signals import StoppedBySignal
@@ -22,6 +22,7 @@ __all__ = [
     "StoppedBySignal",
     "UiLink",
     "connect",
+    "describe_project_run",
     "download_artifacts",
     "explain_unopened_run",
     "install_view",

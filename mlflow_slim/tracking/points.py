@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,18 +32,25 @@ if TYPE_CHECKING:
     from ..measurement.report import Report
     from .runs import RecipeRun
 
-__all__ = ["PointRun", "close_once", "run_color"]
+__all__ = ["ANSWERS", "PointRun", "close_once", "run_color"]
 
 logger = logging.getLogger(__name__)
+
+ANSWERS = "slim/answers.json"
+"""What the model answered to `mlflow_slim.probes` when it was logged."""
 
 # Okabe and Ito's palette: told apart by colour-blind people too.
 _COLORS: Mapping[str, str] = {"torch": "#0072b2", "onnxruntime": "#d55e00", "openvino": "#009e73"}
 
 
-def run_color(variant: str) -> str:
-    """The colour of a point in the UI: grey for a baseline, else by runtime."""
+def run_color(variant: str, front: str = "") -> str:
+    """The colour of a point in the UI: grey for a baseline, else by runtime; pale once it is dominated."""
     chain, _, backend = variant.partition("@")
-    return "#8c8c8c" if chain == "baseline" else _COLORS.get(backend or "torch", "#cc79a7")
+    color = "#8c8c8c" if chain == "baseline" else _COLORS.get(backend or "torch", "#cc79a7")
+    if front != "dominated":
+        return color
+    parts = (int(color[i : i + 2], 16) for i in (1, 3, 5))
+    return "#" + "".join(f"{(part + 2 * 255) // 3:02x}" for part in parts)
 
 
 def close_once(client: MlflowClient, run_id: str, status: str) -> None:
@@ -197,6 +204,15 @@ class PointRun:
                 model_id=self.model_id,
                 dataset=self._test,
             )
+
+    def log_answers(self, inputs: Sequence[Any], outputs: Any) -> None:
+        """Keeps what the model answers to fixed inputs as the artifact `ANSWERS`."""
+        rows = [[round(float(value), 6) for value in row.reshape(-1)] for row in outputs]
+        with tracking_errors("log the answers to the probes"):
+            text = json.dumps(
+                {"inputs": [list(one) if isinstance(one, tuple) else one for one in inputs], "outputs": rows}
+            )
+            self._client.log_text(self.run_id, text, ANSWERS)
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Sets tags, such as the outcome of the check after logging."""

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from ..interfaces import TaskData
 
-__all__ = ["DEFAULT_EXPERIMENT", "RecipeRun", "open_recipe_run"]
+__all__ = ["DEFAULT_EXPERIMENT", "RecipeRun", "describe_project_run", "open_recipe_run"]
 
 DEFAULT_EXPERIMENT = "mlflow_slim"
 
@@ -106,6 +106,7 @@ class RecipeRun:
         card: str | None = None,
         tables: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
         metrics: Mapping[str, float] | None = None,
+        texts: Mapping[str, str] | None = None,
     ) -> None:
         """Puts what the recipe found on its run, and the chart view on its experiment.
 
@@ -115,6 +116,7 @@ class RecipeRun:
             card: Markdown, shown as the run's description; see `cards.recipe_card`.
             tables: Further tables by name (the ledger), logged as ``tables/<name>.json``.
             metrics: Figures of the whole recipe, in the schema's names.
+            texts: Further files by name (``report.html``) and content.
         """
         with tempfile.TemporaryDirectory() as folder, tracking_errors("log the summary of the recipe"):
             root = Path(folder)
@@ -123,6 +125,8 @@ class RecipeRun:
             for name, figure in (figures or {}).items():
                 (root / "figures").mkdir(exist_ok=True)
                 figure.savefig(root / "figures" / f"{name}.png", dpi=150)
+            for name, text in (texts or {}).items():
+                (root / name).write_text(text, encoding="utf-8")
             tags = {"mlflow.note.content": card} if card else {}
             log_tree(self.client, self.run_id, root, tables=logged, tags=tags, metrics=metrics or {})
         install_view(self.client, self.experiment_id)
@@ -186,6 +190,24 @@ def explain_unopened_run(error: BaseException) -> None:
     run_id = os.environ.get("MLFLOW_RUN_ID")  # `open_recipe_run` takes it out
     if run_id:
         _tell_why(MlflowClient(), run_id, error)
+
+
+def describe_project_run(kind: str, note: str, texts: Mapping[str, str]) -> None:
+    """Puts the outcome of a command that opens no run of its own on the run that ``mlflow run`` made; else nothing.
+
+    Args:
+        kind: Value of the tag ``slim.kind``.
+        note: Markdown, shown as the run's description.
+        texts: Artifacts by name.
+    """
+    run_id = os.environ.get("MLFLOW_RUN_ID")
+    if not run_id:
+        return
+    client = MlflowClient()
+    with tracking_errors("describe the run"):
+        client.log_batch(run_id, tags=as_tags({"slim.kind": kind, "mlflow.note.content": note}))
+        for name, text in texts.items():
+            client.log_text(run_id, scrub(text), name)
 
 
 def _close_run(client: MlflowClient, run_id: str, status: str) -> None:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlflow_slim.dominance import Candidate, Figure, Objective, find_knee, hypervolume, place
 from mlflow_slim.errors import ConfigError
-from mlflow_slim.frontier import Candidate, Figure, Objective, find_knee, hypervolume, place
 
 QUALITY = Objective("quality/accuracy", True, 0.002, absolute=True)
 LATENCY = Objective("latency/p50_ms", False, 0.02)
