@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .pipeline import run
     from .promotion import promote
     from .ranking import frontier
+    from .sweeping import sweep
 
 __version__ = "0.1.0"
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "promote",
     "run",
     "save_model",
+    "sweep",
 ]
 
 _HOMES = {
@@ -45,6 +47,7 @@ _HOMES = {
     "promote": "promotion",
     "run": "pipeline",
     "save_model": "flavor",
+    "sweep": "sweeping",
 }
 
 

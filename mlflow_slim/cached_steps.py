@@ -22,7 +22,7 @@ from .runtime import tasks
 from .runtime.narrowed import KEY
 from .runtime.torch_engine import load_model, quiet_transformers
 
-__all__ = ["do_cached", "step_key"]
+__all__ = ["do_cached", "model_digest", "step_key"]
 
 logger = logging.getLogger(__name__)
 _SAYS_NOTHING = frozenset(
@@ -61,8 +61,8 @@ def step_key(
             "technique": step.name,
             "options": options.model_dump(mode="json"),
             "code": code_digest(),
-            "source": _digest(source),
-            "original": _digest(context.original) if context.original is not None else None,
+            "source": model_digest(source),
+            "original": model_digest(context.original) if context.original is not None else None,
             "student": files_digest(find_student(student)) if student and find_student else None,
             "train": context.data.train.digest,
             "validation": context.data.validation.digest,
@@ -77,7 +77,7 @@ def step_key(
     )
 
 
-def _digest(model: OptimizedModel) -> str:
+def model_digest(model: OptimizedModel) -> str:
     """sha256 over weights, shapes, configuration, tokenizer and spec."""
     import torch
 

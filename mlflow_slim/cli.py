@@ -14,10 +14,13 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .errors import ConfigError, InputNotFound, SlimError
+
+if TYPE_CHECKING:
+    from .pipeline import Outcome
 
 __all__ = ["main", "parse_overrides"]
 
@@ -85,7 +88,13 @@ def _parser() -> argparse.ArgumentParser:
         description="Chooses a point, proves its model, registers it once and moves the alias; --dry_run=true only "
         "says so, --rollback=true moves it back. Each option is written --key=value; try: mlflow-slim show promote",
     )
-    for command in (compare, promote):
+    sweep = commands.add_parser(
+        "sweep",
+        help="try many chains cheaply and measure what is worth keeping",
+        description="Searches a space: a YAML file, sweep.small (the default) or sweep.thorough. Options are those of "
+        "a recipe, and --search.<option>, --budget_minutes, --budget_kwh, --max_trials; try: mlflow-slim show sweep",
+    )
+    for command in (compare, promote, sweep):
         command.add_argument("overrides", nargs="*", help="options, --key=value")
     cache = commands.add_parser(
         "cache",
@@ -112,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     words = list(sys.argv[1:] if argv is None else argv)
     # argparse takes options for its own unless a name stands before them.
-    free = words[1:] if words[:1] in (["compare"], ["promote"]) else None
+    free = words[1:] if words[:1] in (["compare"], ["promote"], ["sweep"]) else None
     options = parser.parse_args(words if free is None else words[:1])
     overrides = getattr(options, "overrides", []) if free is None else free
     if {"-h", "--help"} & set(overrides):
@@ -124,6 +133,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             from .config import Recipe
 
             print(Recipe.load(options.recipe, parse_overrides(overrides)).to_yaml(), end="")  # noqa: T201
+        elif options.command == "sweep":
+            return _sweep(overrides)
         elif options.command == "compare":
             _compare(parse_overrides(overrides))
         elif options.command == "promote":
@@ -136,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _show(options.name)
     except SlimError as error:
         print(f"mlflow-slim: {error}", file=sys.stderr)  # noqa: T201
-        if options.command in ("run", "compare", "promote") and "MLFLOW_RUN_ID" in os.environ:
+        if options.command in ("run", "compare", "promote", "sweep") and "MLFLOW_RUN_ID" in os.environ:
             from .tracking import explain_unopened_run
 
             explain_unopened_run(error)
@@ -155,6 +166,29 @@ def _run(source: str, overrides: dict[str, str], *, verbose: bool) -> int:
     from .config import Recipe
 
     recipe = Recipe.load(source, overrides)
+
+    def work() -> Outcome:
+        from .pipeline import run
+
+        return run(recipe)
+
+    return _with_progress(work, recipe.name, verbose=verbose)
+
+
+def _sweep(words: Sequence[str]) -> int:
+    """The space is the first word that is no option, or the option ``space``, as MLproject gives it."""
+    words = list(words)
+    source = words.pop(0) if words and not words[0].startswith("--") and "=" not in words[0] else ""
+    overrides = parse_overrides(words)
+    source = source or overrides.pop("space", "") or "sweep.small"
+    overrides.pop("space", None)
+    from .sweeping import Sweep, sweep
+
+    checked = Sweep.load(source, overrides)
+    return _with_progress(lambda: sweep(checked), checked.recipe.name, verbose=False)
+
+
+def _with_progress(work: Callable[[], Outcome], name: str, *, verbose: bool) -> int:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("mlflow_slim")
@@ -163,14 +197,13 @@ def _run(source: str, overrides: dict[str, str], *, verbose: bool) -> int:
     if not verbose:
         logging.getLogger("mlflow").setLevel(logging.ERROR)
     from .ledger import sentence
-    from .pipeline import run
     from .tables import print_table
 
     try:
-        outcome = run(recipe)
+        outcome = work()
         if not outcome.reports:  # a process that only trained along under torchrun
             return 0
-        print_table(outcome.reports, title=f"\n{recipe.name}: {len(outcome.reports)} points")
+        print_table(outcome.reports, title=f"\n{name}: {len(outcome.reports)} points")
         if len(outcome.ledger) > 1:
             print("\nWhat each step did:\n" + "\n".join(f"  {sentence(line)}" for line in outcome.ledger))  # noqa: T201
         print(f"\nSee it in MLflow:\n{outcome.ui_command}")  # noqa: T201
@@ -287,10 +320,16 @@ def _show(name: str) -> None:
 
         return "Options of promote", PromoteOptions
 
+    def of_sweep() -> tuple[str, Any]:
+        from .sweeping import Search
+
+        return "Options of search, beside those of a recipe (show recipe)", Search
+
     sections: dict[str, Callable[[], tuple[str, Any]]] = {
         "recipe": lambda: ("Keys of a recipe", Recipe),
         "compare": of_compare,
         "promote": of_promote,
+        "sweep": of_sweep,
     }
     full = find_technique(name)
     if full in technique_names():

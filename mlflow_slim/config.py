@@ -32,6 +32,7 @@ __all__ = [
     "Track",
     "describe_faults",
     "find_recipe",
+    "find_sweep",
     "recipe_names",
 ]
 
@@ -314,6 +315,22 @@ def find_recipe(source: str | Path) -> Path:
     if str(source) in recipe_names():
         return shipped
     raise InputNotFound(f"There is no recipe file {str(path)!r}. {did_you_mean(str(source), recipe_names())}")
+
+
+def find_sweep(source: str | Path) -> Path:
+    """The YAML file for a path or for the name of a shipped sweep (``sweep.small``).
+
+    Raises:
+        InputNotFound: Neither exists.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        return path
+    folder = _recipes_folder() / "sweeps"
+    names = [f"sweep.{path.stem}" for path in sorted(folder.glob("*.yaml"))]
+    if str(source) in names:
+        return folder / f"{str(source).removeprefix('sweep.')}.yaml"
+    raise InputNotFound(f"There is no sweep {str(path)!r}. {did_you_mean(str(source), names)}")
 
 
 def _typed(value: Any) -> Any:

@@ -1,31 +1,24 @@
-"""Measuring models that are exported already, and what every measurement shares: session, meter, threads."""
+"""Measuring models that are exported already."""
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from . import bundle, tracking
-from .artifact import ExportedModel, StepRecord
-from .catalog import load_backend
+from .artifact import ExportedModel
 from .config import Recipe
-from .errors import InputNotFound, MeasurementError, ModelError
-from .inputs import Inputs, load_inputs
-from .measurement.carbon import carbon_intensity
-from .measurement.energy import EnergyMeter
+from .errors import InputNotFound, ModelError
+from .inputs import load_inputs
+from .measure_apart import measure_apart
+from .measurement.helper import Helper
 from .measurement.host import host
 from .measurement.report import Report
-from .measurement.session import Session, measure_points
 from .runtime.bundle import NAME
 
-__all__ = ["check_comparable", "compute_threads", "energy_meter", "find_exported", "make_session", "measure"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["check_comparable", "find_exported", "measure"]
 
 
 def measure(
@@ -60,9 +53,9 @@ def measure(
         check_comparable(first, last)
         recipe = Recipe.load({"name": "measure", "data": data, "task": first.task}, options)
         threads = recipe.threads or host().cores
-        with compute_threads(threads), energy_meter(recipe) as (meter, reason):
-            inputs = load_inputs(recipe, folder, download, spec=first.spec)
-            return measure_points(points, make_session(recipe, inputs, threads, meter, reason))
+        inputs = load_inputs(recipe, folder, download, spec=first.spec)
+        with Helper(threads=threads) as helper:
+            return measure_apart(points, recipe, inputs, threads, helper)
 
 
 def check_comparable(first: ExportedModel, last: ExportedModel) -> None:
@@ -107,81 +100,3 @@ def _as_exported(item: str | Path | ExportedModel, download: Any) -> ExportedMod
             f"There is no folder {str(Path(item).absolute())!r}. Give a bundle folder or a models:/ URI."
         )
     return bundle.read(bundle.find(Path(item)))
-
-
-@contextlib.contextmanager
-def energy_meter(recipe: Recipe) -> Iterator[tuple[EnergyMeter | None, str]]:
-    """A running meter, or None and the reason why energy is not measured. Missing energy never ends a recipe."""
-    if recipe.measure.energy_s == 0:
-        yield None, "energy was not asked for"
-        return
-    meter = EnergyMeter(cpu_power_w=recipe.measure.cpu_power_w, ram_power_w=recipe.measure.ram_power_w)
-    try:
-        meter.__enter__()
-    except MeasurementError as error:
-        logger.warning("Energy is not measured: %s", error)
-        yield None, str(error)
-        return
-    try:
-        yield meter, ""
-    finally:
-        meter.__exit__(None, None, None)
-
-
-@contextlib.contextmanager
-def compute_threads(threads: int) -> Iterator[None]:
-    """The thread numbers of torch and of tokenizers are global: set for the block, given back after it.
-
-    The pool of tokenizers is made at its first use and keeps its size; with one thread no pool is used at all.
-    """
-    import torch
-
-    wanted = {"RAYON_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": str(threads > 1).lower()}
-    former = {name: os.environ.get(name) for name in wanted}
-    before = torch.get_num_threads()
-    os.environ.update(wanted)
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-        for name, value in former.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def make_session(
-    recipe: Recipe,
-    inputs: Inputs,
-    threads: int,
-    meter: EnergyMeter | None,
-    meter_reason: str,
-    prepared: StepRecord | None = None,
-) -> Session:
-    """How to measure, from the recipe.
-
-    Args:
-        recipe: Says how long and against which margin.
-        inputs: Task and rows.
-        threads: Threads of every arm.
-        meter: A running energy session, if any.
-        meter_reason: Why there is none.
-        prepared: The step that made the baseline, if one did.
-    """
-    wanted = recipe.measure
-    return Session(
-        task=inputs.task,
-        data=inputs.data,
-        load=lambda exported: load_backend(exported.backend).load(exported.directory, threads=threads),
-        threads=threads,
-        seed=recipe.seed,
-        meter=meter,
-        no_energy=meter_reason,
-        prepared=prepared.cost if prepared is not None else None,
-        intensity=carbon_intensity(recipe.region, recipe.carbon_intensity),
-        price_per_hour=recipe.price_per_hour,
-        quick=recipe.quick,
-        **{name: getattr(wanted, name) for name in type(wanted).model_fields if not name.endswith("_power_w")},
-    )

@@ -27,21 +27,22 @@ from .errors import ConfigError, IntegrityError, MeasurementError, ModelError
 from .inputs import Inputs, check_output, load_inputs, load_model
 from .interfaces import Conditional, Context, Technique
 from .ledger import Line, make_ledger, markdown_ledger
-from .measure_models import check_comparable, compute_threads, energy_meter, find_exported, make_session
+from .measure_apart import measure_apart
+from .measure_models import check_comparable, find_exported
 from .measurement.carbon import carbon_intensity
 from .measurement.energy import EnergyMeter
+from .measurement.helper import Helper
 from .measurement.host import host
 from .measurement.quality_report import headline
-from .measurement.reloader import Reloader
 from .measurement.report import Report
-from .measurement.session import measure_points
 from .model_source import resolve_model
 from .probes import answers_to_probes
+from .session_setup import compute_threads, energy_meter
 
 if TYPE_CHECKING:
     from .tracking import PointRun, RecipeRun
 
-__all__ = ["Outcome", "Point", "run"]
+__all__ = ["SAMPLE_ROWS", "Flow", "Outcome", "Point", "run", "run_flow"]
 
 logger = logging.getLogger(__name__)
 SAMPLE_ROWS = 32
@@ -121,26 +122,43 @@ def run(recipe: Recipe | str | Path | Mapping[str, Any], **overrides: Any) -> Ou
         recipe = Recipe.load(recipe.resolved(), overrides)
     check_output(recipe.output)
     _check_machine(recipe)
+    if int(os.environ.get("RANK", "0")) > 0:
+        return _train_along(recipe, recipe.threads or host().cores)
+    return run_flow(recipe, Flow, resolved=recipe.resolved())
+
+
+def run_flow(
+    recipe: Recipe,
+    make: Callable[[Recipe, RecipeRun, Path, int, _Stages], Flow],
+    *,
+    resolved: Mapping[str, Any],
+    tags: Mapping[str, str] | None = None,
+) -> Outcome:
+    """Runs a flow under a run of its own.
+
+    Args:
+        recipe: What it does, or what all it does has in common.
+        make: Makes the flow.
+        resolved: What the run logs as its recipe.
+        tags: Further tags of the run.
+    """
     machine = host()
     threads = recipe.threads or machine.cores
     conditions = {"threads": threads, "mlflow_slim_version": __version__, "host": machine.to_dict()}
     stages = _Stages()
-    if int(os.environ.get("RANK", "0")) > 0:
-        return _train_along(recipe, threads)
     with (
         tracking.open_recipe_run(
-            recipe.resolved(),
+            resolved,
             experiment=recipe.track.experiment,
             run_name=recipe.track.run_name,
             name=recipe.name,
             conditions=conditions,
-            tags={"slim.quick": str(recipe.quick).lower()},
+            tags={"slim.quick": str(recipe.quick).lower(), **(tags or {})},
         ) as recipe_run,
         tempfile.TemporaryDirectory(prefix="mlflow_slim-", ignore_cleanup_errors=True) as folder,
         compute_threads(threads),
     ):
-        flow = _Flow(recipe, recipe_run, Path(folder), threads, stages)
-        return flow.run()
+        return make(recipe, recipe_run, Path(folder), threads, stages).run()
 
 
 def _train_along(recipe: Recipe, threads: int) -> Outcome:
@@ -152,7 +170,7 @@ def _train_along(recipe: Recipe, threads: int) -> Outcome:
         tempfile.TemporaryDirectory(prefix="mlflow_slim-", ignore_cleanup_errors=True) as folder,
         compute_threads(threads),
     ):
-        flow = _Flow(recipe, None, Path(folder), threads, _Stages())
+        flow = Flow(recipe, None, Path(folder), threads, _Stages())
         inputs = load_inputs(recipe, flow.folder, flow.download)
         flow.original, steps = flow.baseline(inputs)
         current = flow.original
@@ -161,7 +179,7 @@ def _train_along(recipe: Recipe, threads: int) -> Outcome:
     return Outcome(recipe, "", (), (), (), {}, (), "")
 
 
-class _Flow:
+class Flow:
     """The stages of one recipe over shared state; `run` is the picture."""
 
     def __init__(
@@ -175,7 +193,7 @@ class _Flow:
         self.meter_reason = ""
         self.prepared: StepRecord | None = None
         self.original: OptimizedModel | None = None
-        self.reloader = Reloader(threads=threads)
+        self.helper = Helper(threads=threads)
 
     @property
     def recipe_run(self) -> RecipeRun:
@@ -193,12 +211,12 @@ class _Flow:
             self.recipe_run.log_data(inputs.data)
         for line in inputs.notes:
             self.say(line)
-        with energy_meter(self.recipe) as (self.meter, self.meter_reason), self.reloader:
-            if self.recipe.against is not None or any(exported for _, exported in given):
-                self.adopt(inputs, given)
-            else:
-                self.optimize(inputs)
-            self.reloader.close()  # its memory is not to be there while something is measured
+        with self.helper:
+            with energy_meter(self.recipe) as (self.meter, self.meter_reason):
+                if self.recipe.against is not None or any(exported for _, exported in given):
+                    self.adopt(inputs, given)
+                else:
+                    self.optimize(inputs)
             reports = self.measure(inputs)
         return self.report(reports)
 
@@ -274,8 +292,10 @@ class _Flow:
         self.prepared = tuned.lineage[-1]
         return replace(tuned, lineage=()), steps
 
-    def apply(self, step: Technique, source: OptimizedModel, inputs: Inputs) -> OptimizedModel:
-        """One step, with what it cost in its record."""
+    def apply(
+        self, step: Technique, source: OptimizedModel, inputs: Inputs, *, backends: Sequence[str] | None = None
+    ) -> OptimizedModel:
+        """One step, with what it cost in its record; ``backends`` are the runtimes it may build for."""
         workdir = Path(tempfile.mkdtemp(prefix="step-", dir=self.folder))
         figures: list[tuple[str, float, int]] = []  # sent after the step: its energy is being measured
         context = Context(
@@ -289,7 +309,7 @@ class _Flow:
             report=lambda *figure: figures.append(figure),
             metric=self.recipe.measure.metric,
             show_progress=sys.stderr.isatty(),
-            backends={name: load_backend(name) for name in self.recipe.export.backends},
+            backends={name: load_backend(name) for name in backends or self.recipe.export.backends},
             original=self.original,
         )
 
@@ -390,7 +410,7 @@ class _Flow:
         here = predictor.predict(sample)
         point_run.log_answers(*answers_to_probes(predictor, exported.spec))
         try:
-            there = self.reloader.outputs(bundle.find(self.download(uri)), sample)
+            there = self.helper.outputs(bundle.find(self.download(uri)), sample)
         except (MeasurementError, IntegrityError) as error:
             why = f"it can't be loaded: {error}"
         else:
@@ -403,9 +423,13 @@ class _Flow:
     def measure(self, inputs: Inputs) -> list[Report]:
         logger.info("Measuring %d points against the baseline, in turns", len(self.points))
         with self.stages.time("measure"):
-            return measure_points(
+            return measure_apart(
                 [point.exported for point, _ in self.points],
-                make_session(self.recipe, inputs, self.threads, self.meter, self.meter_reason, self.prepared),
+                self.recipe,
+                inputs,
+                self.threads,
+                self.helper,
+                prepared=self.prepared.cost if self.prepared is not None else None,
             )
 
     def write_output(self, exported: ExportedModel, target: Path) -> None:
@@ -435,8 +459,8 @@ class _Flow:
                     self.links(),
                     notes=self.notes,
                 ),
-                tables={"ledger": [line.as_row() for line in ledger]} if ledger else {},
-                metrics=seconds,
+                tables={**({"ledger": [line.as_row() for line in ledger]} if ledger else {}), **self.extra_tables()},
+                metrics={**seconds, **self.extra_metrics()},
             )
         return Outcome(
             recipe=self.recipe,
@@ -448,6 +472,14 @@ class _Flow:
             notes=tuple(self.notes),
             ui_command=str(self.recipe_run.ui()),
         )
+
+    def extra_tables(self) -> dict[str, list[dict[str, Any]]]:
+        """Tables that a kind of flow has beside the summary."""
+        return {}
+
+    def extra_metrics(self) -> dict[str, float]:
+        """Figures of the whole that a kind of flow has beside its stages."""
+        return {}
 
     def links(self) -> dict[str, str]:
         """Markdown links to the points' runs by variant."""

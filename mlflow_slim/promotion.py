@@ -315,7 +315,7 @@ def _verify(point: StoredPoint) -> None:
     """Fetches the model and raises IntegrityError unless it is, and answers, what was logged."""
     import numpy as np
 
-    from .measurement.reloader import Reloader
+    from .measurement.helper import Helper
     from .tracking import download_artifacts
     from .tracking.points import ANSWERS
 
@@ -331,8 +331,8 @@ def _verify(point: StoredPoint) -> None:
         threads = int(point.params.get("slim.measure.threads", "1"))
         inputs = probe_inputs(exported.spec)
         try:
-            with Reloader(threads=threads, fork=False) as reloader:
-                found = reloader.outputs(exported.directory, inputs, batch_size=1)
+            with Helper(threads=threads, fork=False) as helper:
+                found = helper.outputs(exported.directory, inputs, batch_size=1)
         except MeasurementError as error:
             raise IntegrityError(
                 f"The model of {point.variant} can't be loaded: {error} Nothing was promoted."

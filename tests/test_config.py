@@ -10,6 +10,7 @@ from mlflow_slim.comparison import CompareOptions
 from mlflow_slim.config import Recipe, recipe_names
 from mlflow_slim.errors import ConfigError, InputNotFound
 from mlflow_slim.promotion import PromoteOptions
+from mlflow_slim.sweeping import Search
 
 ROOT = Path(__file__).parent.parent
 DISTILL = {"name": "d", "steps": [{"technique": "distill.logits"}]}
@@ -164,18 +165,20 @@ def test_show_of_an_unknown_name_suggests_one(capsys: pytest.CaptureFixture[str]
 
 
 COMMANDS = {"compare": CompareOptions, "promote": PromoteOptions}
+KEYS = {"space", *Search.model_fields}  # of a sweep, beside those of a recipe
 
 
 def test_mlproject_declares_every_parameter_bare_and_every_recipe() -> None:
     """A placeholder inside quotes would let a value break out of them; ``--x={x}`` can't become an option."""
     project = yaml.safe_load((ROOT / "MLproject").read_text())
-    assert set(project["entry_points"]) == {*recipe_names(), *COMMANDS}
+    assert set(project["entry_points"]) == {*recipe_names(), *COMMANDS, "sweep"}
     for name, entry in project["entry_points"].items():
-        words, start = entry["command"].split(), [name] if name in COMMANDS else ["run", name]
+        words, start = entry["command"].split(), [name] if name in {*COMMANDS, "sweep"} else ["run", name]
         assert words[: 3 + len(start)] == ["python", "-m", "mlflow_slim.cli", *start]
         assert words[3 + len(start) :] == [f"--{parameter}={{{parameter}}}" for parameter in entry["parameters"]]
         assert all(info == {"type": "string", "default": ""} for info in entry["parameters"].values())
-        assert set(entry["parameters"]) <= set(COMMANDS.get(name, Recipe).model_fields)
+        known = set(COMMANDS.get(name, Recipe).model_fields) | (KEYS if name == "sweep" else set())
+        assert set(entry["parameters"]) <= known
 
 
 def test_readme_prints_the_two_lines_that_do_all_the_set_up() -> None:

@@ -10,7 +10,7 @@ import pytest
 from mlflow_slim.errors import ConfigError, InputNotFound, MeasurementError
 from mlflow_slim.measurement import fresh_process
 from mlflow_slim.measurement.fresh_process import Served, fresh_starts, peak_rss_mib
-from mlflow_slim.measurement.reloader import Reloader
+from mlflow_slim.measurement.helper import Helper
 
 FAKE = """
 import json, os, sys, time
@@ -51,9 +51,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(params=[pytest.param(True, marks=pytest.mark.skipif(sys.platform != "linux", reason="forks")), False])
-def reloader(request: pytest.FixtureRequest, folder: Path) -> Iterator[Reloader]:
-    with Reloader(threads=2, fork=request.param, imports=(), backends=BACKENDS) as reloader:
-        yield reloader
+def helper(request: pytest.FixtureRequest, folder: Path) -> Iterator[Helper]:
+    with Helper(threads=2, fork=request.param, imports=(), backends=BACKENDS) as helper:
+        yield helper
 
 
 def _model(folder: Path, text: str = "{}", name: str = "model") -> Served:
@@ -62,9 +62,9 @@ def _model(folder: Path, text: str = "{}", name: str = "model") -> Served:
     return Served(folder / name, "fake", threads=2)
 
 
-def test_outputs_come_from_a_process_with_given_threads_and_offline(folder: Path, reloader: Reloader) -> None:
+def test_outputs_come_from_a_process_with_given_threads_and_offline(folder: Path, helper: Helper) -> None:
     inputs = ["abc", ("a", "bc"), b"\x00\xff\n", "ß\n'$(touch x)'"]
-    outputs = reloader.outputs(_model(folder), inputs, batch_size=7)
+    outputs = helper.outputs(_model(folder), inputs, batch_size=7)
     assert outputs.dtype == np.float32
     assert outputs[:, 0].tolist() == [3, 102, 3, 14]
     assert outputs[:, 1].tolist() == [7] * 4
@@ -72,25 +72,25 @@ def test_outputs_come_from_a_process_with_given_threads_and_offline(folder: Path
 
 
 def test_a_process_of_its_own_imports_nothing_heavy(folder: Path) -> None:
-    with Reloader(fork=False, backends=BACKENDS) as reloader:
-        assert reloader.outputs(_model(folder), ["abc"])[0, 5:].tolist() == [0, 0, 0]
+    with Helper(fork=False, backends=BACKENDS) as helper:
+        assert helper.outputs(_model(folder), ["abc"])[0, 5:].tolist() == [0, 0, 0]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks")
 def test_one_helper_is_forked_for_every_model_and_ends_with_the_block(folder: Path) -> None:
-    with Reloader(imports=("wave", "not_there"), backends=BACKENDS) as reloader:
-        reloader.outputs(_model(folder, name="first"), ["a"])
-        helper = reloader._helper
-        assert helper is not None
+    with Helper(imports=("wave", "not_there"), backends=BACKENDS) as helper:
+        helper.outputs(_model(folder, name="first"), ["a"])
+        process = helper._process
+        assert process is not None
         with pytest.raises(MeasurementError, match="signal 9"):
-            reloader.outputs(_model(folder, '{"kill": 1}', "killed"), ["a"])
-        reloader.outputs(_model(folder, name="second"), ["a"])
-        assert reloader._helper is helper
-        helper.kill()
-        helper.wait()
-        reloader.outputs(_model(folder, name="third"), ["a"])  # with another
-        other = reloader._helper
-        assert other is not None and other is not helper
+            helper.outputs(_model(folder, '{"kill": 1}', "killed"), ["a"])
+        helper.outputs(_model(folder, name="second"), ["a"])
+        assert helper._process is process
+        process.kill()
+        process.wait()
+        helper.outputs(_model(folder, name="third"), ["a"])  # with another
+        other = helper._process
+        assert other is not None and other is not process
     assert other.poll() is not None
 
 
@@ -119,51 +119,51 @@ def test_cold_start_counts_from_the_start_of_the_process(folder: Path) -> None:
 
 def test_a_folder_names_its_own_backend(folder: Path) -> None:
     model = _model(folder).directory
-    with Reloader(threads=3, imports=(), backends=BACKENDS) as reloader:
+    with Helper(threads=3, imports=(), backends=BACKENDS) as helper:
         with pytest.raises(InputNotFound, match=r"isn't an exported model.*slim\.json"):
-            reloader.outputs(model, ["a"])
+            helper.outputs(model, ["a"])
         (model / "slim.json").write_text('{"backend": "fake"}')
-        assert reloader.outputs(model, ["abc"])[0, 3:5].tolist() == [3, 3]
+        assert helper.outputs(model, ["abc"])[0, 3:5].tolist() == [3, 3]
 
 
-def test_a_child_that_fails_says_its_last_words(folder: Path, reloader: Reloader) -> None:
+def test_a_child_that_fails_says_its_last_words(folder: Path, helper: Helper) -> None:
     with pytest.raises(
         MeasurementError, match=r"exit code 3\)\. Its last words:\nI looked for a kernel\nand found none"
     ):
-        reloader.outputs(_model(folder, '{"die": 1}'), ["a"])
+        helper.outputs(_model(folder, '{"die": 1}'), ["a"])
     with pytest.raises(MeasurementError, match=r"FileNotFoundError.*weights\.json"):
         (folder / "empty").mkdir()
-        reloader.outputs(Served(folder / "empty", "fake"), ["a"])
+        helper.outputs(Served(folder / "empty", "fake"), ["a"])
     with pytest.raises(MeasurementError, match="No module named 'nowhere'"):
         fresh_starts([Served(folder / "empty", "fake")], ["a"], 1, backends="nowhere:at_all")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
-def test_a_child_that_is_killed_or_hangs_is_told_apart(folder: Path, reloader: Reloader) -> None:
+def test_a_child_that_is_killed_or_hangs_is_told_apart(folder: Path, helper: Helper) -> None:
     with pytest.raises(MeasurementError, match=r"signal 9, perhaps out of memory\)\. It said nothing\."):
-        reloader.outputs(_model(folder, '{"kill": 1}', "kill"), ["a"])
+        helper.outputs(_model(folder, '{"kill": 1}', "kill"), ["a"])
     with pytest.raises(MeasurementError, match=r"within 1\.5 s"):
-        reloader.outputs(_model(folder, '{"hang": 1}', "hang"), ["a"], timeout_s=1.5)
+        helper.outputs(_model(folder, '{"hang": 1}', "hang"), ["a"], timeout_s=1.5)
 
 
 def test_wrong_requests_start_no_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for way in ("run", "Popen"):
         monkeypatch.setattr(fresh_process.subprocess, way, lambda *a, **k: pytest.fail("a process was started"))
-    model, reloader = _model(folder), Reloader()
+    model, helper = _model(folder), Helper()
     with pytest.raises(InputNotFound, match="missing' isn't a folder"):
-        reloader.outputs(Served(folder / "missing", "fake"), ["a"])
+        helper.outputs(Served(folder / "missing", "fake"), ["a"])
     with pytest.raises(ConfigError, match="0 inputs"):
-        reloader.outputs(model, [])
+        helper.outputs(model, [])
     with pytest.raises(ConfigError, match="threads=0"):
-        reloader.outputs(Served(model.directory, "fake", threads=0), ["a"])
+        helper.outputs(Served(model.directory, "fake", threads=0), ["a"])
     with pytest.raises(ConfigError, match="type object can't be sent"):
-        reloader.outputs(model, [object()])
+        helper.outputs(model, [object()])
     with pytest.raises(ConfigError, match="starts must be at least 1, got 0"):
         fresh_starts([model], ["a"], 0)
 
 
 def test_the_working_folder_cannot_slip_a_module_in(
-    folder: Path, reloader: Reloader, monkeypatch: pytest.MonkeyPatch
+    folder: Path, helper: Helper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if sys.version_info < (3, 11):
         pytest.skip("the interpreter has no safe path")
@@ -171,5 +171,5 @@ def test_the_working_folder_cannot_slip_a_module_in(
     trap.mkdir()
     (trap / "numpy.py").write_text("raise SystemExit('trapped')")
     monkeypatch.chdir(trap)
-    assert len(reloader.outputs(_model(folder), ["a"])) == 1
+    assert len(helper.outputs(_model(folder), ["a"])) == 1
     assert [p.name for p in trap.iterdir()] == ["numpy.py"]

@@ -418,15 +418,15 @@ def test_figures_that_mlflow_does_not_take_are_printed(
     from mlflow_slim import pipeline
 
     experiment, folder = own_store
-    measure = pipeline.measure_points
+    measure = pipeline.measure_apart
 
-    def measure_then_sabotage(*args: Any) -> Any:
-        reports = measure(*args)
+    def measure_then_sabotage(*args: Any, **kwargs: Any) -> Any:
+        reports = measure(*args, **kwargs)
         shutil.rmtree(folder)
         folder.write_text("no folder any more")
         return reports
 
-    monkeypatch.setattr(pipeline, "measure_points", measure_then_sabotage)
+    monkeypatch.setattr(pipeline, "measure_apart", measure_then_sabotage)
     more = {"track.experiment": experiment, "export.backends": "torch", "steps.distill.epochs": 1}
     with pytest.raises(TrackingError):
         slim.run("distill", **options(tiny_classifier_dir, reviews, **more))
@@ -488,12 +488,15 @@ def test_a_model_measured_against_itself_is_never_faster_and_every_figure_is_the
 def test_a_fresh_process_that_dies_costs_its_own_figures_only(
     outcome: Any, reviews: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from mlflow_slim.measure_apart import measure_request
     from mlflow_slim.measurement import fresh_process
+    from mlflow_slim.measurement.helper import Helper
 
     def dies(*args: Any, **kwargs: Any) -> Any:
         raise MeasurementError("The process was killed by SIGKILL.")
 
     monkeypatch.setattr(fresh_process, "fresh_starts", dies)
+    monkeypatch.setattr(Helper, "call", lambda self, function, request, what: measure_request(request))
     (report,) = slim.measure(
         outcome.recipe.output, str(reviews), text="the review", label="stars/5", **{**BUDGET, "measure.fresh_starts": 1}
     )

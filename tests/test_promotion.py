@@ -16,7 +16,7 @@ from mlflow_slim.catalog import load_backend
 from mlflow_slim.cli import main
 from mlflow_slim.errors import ConfigError, InputNotFound, IntegrityError, PromotionRefused
 from mlflow_slim.gate import RULES
-from mlflow_slim.measurement.reloader import Reloader
+from mlflow_slim.measurement.helper import Helper
 
 GOOD, GREENEST, WORSE = ("prune.depth", "quantize.dynamic", "prune.width")
 
@@ -61,10 +61,10 @@ def store(tmp_path: Path, logged: tuple[Path, list[str]]) -> Iterator[Any]:
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loads models here: what a process of its own gives is shown once, and each takes seconds."""
 
-    def outputs(self: Reloader, model: Path, inputs: Any, *, batch_size: int = 32) -> Any:
+    def outputs(self: Helper, model: Path, inputs: Any, *, batch_size: int = 32) -> Any:
         return load_backend("torch").load(model, threads=1).predict(inputs, batch_size=batch_size)
 
-    monkeypatch.setattr(Reloader, "outputs", outputs)
+    monkeypatch.setattr(Helper, "outputs", outputs)
 
 
 def promote(**options: Any) -> Any:

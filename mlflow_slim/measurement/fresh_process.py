@@ -38,6 +38,7 @@ __all__ = [
     "ask",
     "environment",
     "fresh_starts",
+    "last_words",
     "own_process",
     "peak_rss_mib",
     "served_folder",
@@ -189,7 +190,7 @@ def ask(
     timeout_s: float,
     run: Run = own_process,
 ) -> tuple[dict[str, float], Any]:
-    """The figures of one process and, where wanted, its outputs; see `fresh_starts` and `Reloader.outputs`."""
+    """The figures of one process and, where wanted, its outputs; see `fresh_starts` and `Helper.outputs`."""
     directory = Path(served.directory).resolve()
     if not directory.is_dir():
         raise InputNotFound(f"The exported model {str(served.directory)!r} isn't a folder. Export it first.")
@@ -216,7 +217,7 @@ def ask(
         except subprocess.TimeoutExpired as error:
             raise MeasurementError(
                 f"A fresh process did not load {str(directory)!r} with {served.backend!r} within {timeout_s:g} s."
-                f"{_last_words(error.stderr)}"
+                f"{last_words(error.stderr)}"
             ) from error
         except OSError as error:
             raise MeasurementError(f"A fresh process could not be started: {error}.") from error
@@ -226,7 +227,7 @@ def ask(
             memory = ", perhaps out of memory" if code == -9 else ""
             raise MeasurementError(
                 f"A fresh process could not load and run {str(directory)!r} with {served.backend!r} ({how}{memory})."
-                f"{_last_words(stderr)}"
+                f"{last_words(stderr)}"
             )
         answer: dict[str, float] = json.loads(answer_path.read_text(encoding="utf-8"))
         answer["cold_start_s"] = answer.pop("answered_at") - started
@@ -260,7 +261,7 @@ def environment(threads: int) -> dict[str, str]:
     }
 
 
-def _last_words(stderr: bytes | str | None, lines: int = 8) -> str:
+def last_words(stderr: bytes | str | None, lines: int = 8) -> str:
     text = stderr.decode("utf-8", errors="replace") if isinstance(stderr, bytes) else stderr or ""
     kept = [line for line in text.splitlines() if line.strip()][-lines:]
     return " Its last words:\n" + "\n".join(kept) if kept else " It said nothing."

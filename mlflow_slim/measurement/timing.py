@@ -335,8 +335,8 @@ def compare(timings: Timings, candidate: str, *, margin: float = 0.02) -> Speedu
     if noisy:
         assert control is not None
         reason = f"the baseline differs from its own copy by {control.format(3, unit='x')}, so this run can't tell"
-    elif timings.rounds < timings.min_rounds:
-        reason = f"the budget ended after {timings.rounds} of at least {timings.min_rounds} rounds"
+    elif timings.rounds < (needed := _rounds_needed(timings)):
+        reason = f"the budget ended after {timings.rounds} of at least {needed} rounds"
     elif wall.lo > high:
         verdict, reason = "faster", f"the whole interval is above {high:.3f}"
     elif wall.hi < low:
@@ -347,6 +347,13 @@ def compare(timings: Timings, candidate: str, *, margin: float = 0.02) -> Speedu
         ended = {"budget": ", and the budget ended", "rounds": ", after the most rounds allowed", "width": ""}
         reason = f"the interval reaches across {low if wall.lo < low else high:.3f}{ended[timings.stopped]}"
     return Speedup(wall, cpu, verdict, timings.rounds, torn or any(s.contended for s in shares), noisy, reason, control)
+
+
+def _rounds_needed(timings: Timings) -> int:
+    """Rounds that a verdict needs. The interval over copies has their number as its degrees of freedom, whatever the
+    rounds, so that two with each copy are enough for it.
+    """
+    return min(timings.min_rounds, 2 * timings.copies) if timings.copies > 1 else timings.min_rounds
 
 
 def contention(timings: Timings, arm: str) -> Contention:

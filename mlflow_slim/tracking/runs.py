@@ -98,6 +98,13 @@ class RecipeRun:
         except Exception as error:
             logger.warning("%s of step %d was not logged: %s", name, step, scrub(str(error)))
 
+    def log_text(self, name: str, text: str) -> None:
+        """Keeps a text as an artifact; the work goes on when it can't be logged."""
+        try:
+            self.client.log_text(self.run_id, scrub(text), name)
+        except Exception as error:
+            logger.warning("%s was not logged: %s", name, scrub(str(error)))
+
     def log_summary(
         self,
         *,
