@@ -96,6 +96,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     for command in (compare, promote, sweep):
         command.add_argument("overrides", nargs="*", help="options, --key=value")
+    imports = commands.add_parser("import", help="log what another tool measured as points, listed and never ranked")
+    imports.add_argument("kind", help="olive or optimum-benchmark")
+    imports.add_argument("file", help="its JSON file")
+    imports.add_argument("--experiment", help="name of the experiment; default: MLflow's own choice")
     cache = commands.add_parser(
         "cache",
         help="list, verify or clear what steps left for the next time",
@@ -135,6 +139,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(Recipe.load(options.recipe, parse_overrides(overrides)).to_yaml(), end="")  # noqa: T201
         elif options.command == "sweep":
             return _sweep(overrides)
+        elif options.command == "import":
+            from .imported import import_points
+
+            runs = import_points(options.file, options.kind, experiment=options.experiment)
+            print(f"{len(runs)} points were logged; they are listed and never ranked as measured here.")  # noqa: T201
         elif options.command == "compare":
             _compare(parse_overrides(overrides))
         elif options.command == "promote":

@@ -20,13 +20,13 @@ from .html_report import conditions, html_report, summary
 from .markdown import escape
 from .measurement.carbon import carbon_intensity
 from .measurement.report import Report
-from .ranking import ALLOWABLE, DEFAULT_OBJECTIVES, Constraint, Frontier, Ranked, find_experiment_names, frontier
+from .ranking import ALLOWABLE, DEFAULT_OBJECTIVES, Constraint, Frontier, Ranked, find_experiment_names, frontier, rank
 from .schema import check_metrics
 
 if TYPE_CHECKING:
     from .tracking.stored_points import StoredPoint
 
-__all__ = ["CompareOptions", "Comparison", "compare", "render"]
+__all__ = ["CompareOptions", "Comparison", "compare", "overview", "render"]
 
 logger = logging.getLogger(__name__)
 
@@ -184,6 +184,17 @@ def _name_of(experiment_id: str) -> str:
     from .tracking import connect
 
     return str(connect().get_experiment(experiment_id).name)
+
+
+def overview(
+    client: Any, experiment_id: str, *, title: str, ledger: Sequence[Mapping[str, Any]] = ()
+) -> tuple[Frontier, str]:
+    """The frontier of one experiment by the default objectives, and its page; marks the points."""
+    from .tracking.stored_points import read_points
+
+    found = rank(read_points(client, [experiment_id]))
+    mark(client, found)
+    return found, html_report(found, title=title, ledger=ledger)
 
 
 def mark(client: Any, found: Frontier) -> None:

@@ -441,12 +441,13 @@ class Flow:
     def report(self, reports: list[Report]) -> Outcome:
         from . import figures, tables
 
-        ledger = make_ledger([point.exported for point, _ in self.points], reports)
+        ledger = self.ledger(reports)
         with self.stages.time("log"), _printed_if_not_logged(reports):
             for (_, point_run), report in zip(self.points, reports, strict=True):
                 point_run.log_report(report)
                 point_run.finish()
             seconds = {f"stage/{name}_s": round(value, 3) for name, value in self.stages.seconds.items()}
+            frontier, texts = self.frontier(ledger)
             self.recipe_run.log_summary(
                 rows=tables.summary_rows(reports),
                 figures={
@@ -459,7 +460,8 @@ class Flow:
                     self.links(),
                     notes=self.notes,
                 ),
-                tables={**({"ledger": [line.as_row() for line in ledger]} if ledger else {}), **self.extra_tables()},
+                tables={**({"ledger": [line.as_row() for line in ledger]} if ledger else {}), **frontier, **self.extra_tables()},
+                texts=texts,
                 metrics={**seconds, **self.extra_metrics()},
             )
         return Outcome(
@@ -472,6 +474,24 @@ class Flow:
             notes=tuple(self.notes),
             ui_command=str(self.recipe_run.ui()),
         )
+
+    def ledger(self, reports: Sequence[Report]) -> list[Line]:
+        """What each step did."""
+        return make_ledger([point.exported for point, _ in self.points], reports)
+
+    def frontier(self, ledger: Sequence[Line]) -> tuple[dict[str, list[dict[str, Any]]], dict[str, str]]:
+        """The experiment's frontier, this recipe's points in it, as a table and as one HTML page."""
+        from .comparison import overview
+
+        try:
+            client, experiment = self.recipe_run.client, self.recipe_run.experiment_id
+            found, page = overview(
+                client, experiment, title=f"Recipe {self.recipe.name}", ledger=[line.as_row() for line in ledger]
+            )
+        except Exception as error:  # the recipe is done, and `compare` can be run again
+            logger.warning("The frontier of the experiment was not made: %s", tracking.scrub(str(error)))
+            return {}, {}
+        return {"frontier": found.rows()}, {"report.html": page}
 
     def extra_tables(self) -> dict[str, list[dict[str, Any]]]:
         """Tables that a kind of flow has beside the summary."""

@@ -36,6 +36,7 @@ from .schema import HEADLINE, Meaning, check_metrics, meaning, objective
 from .space import Range, Space, Variant
 
 if TYPE_CHECKING:
+    from .ledger import Line
     from .measurement.report import Report
 
 __all__ = ["Search", "Sweep", "sweep"]
@@ -258,7 +259,7 @@ class _SweepFlow(Flow):
         self.add(original, "torch", inputs)
         baseline = self.points[0][0].exported
         # A quick session takes a quarter of the seconds.
-        cheap = {"quick": True, "timing_s": 4 * SCREEN_S, "energy_s": 0.0, "fresh_starts": 0}
+        cheap = {"quick": True, "timing_s": 4 * SCREEN_S, "energy_s": 0.0, "fresh_starts": 0, "batch_size": 8}
 
         def screen(exported: ExportedModel) -> Report:
             pair, rows = [baseline, exported], inputs.data.validation
@@ -411,6 +412,11 @@ class _SweepFlow(Flow):
         logger.info("Trial %d, %s: %s (%s)", trial.number + 1, trial.variant.title, figures, how)
         front = [str(t.number + 1) for t, where in self._placed() if where.front != "dominated"]
         logger.info("  front so far: trials %s", ", ".join(front) or "none")
+
+    def ledger(self, reports: Sequence[Report]) -> list[Line]:
+        """None: finalists are rivals and not the steps of one chain."""
+        del reports
+        return []
 
     def extra_tables(self) -> dict[str, list[dict[str, Any]]]:
         """All trials, whatever became of them."""

@@ -35,7 +35,7 @@ from .timing import FEWEST_ROUNDS, Timings, compare, interleave, latency
 __all__ = ["PROTOCOL", "Session", "measure_points"]
 
 logger = logging.getLogger(__name__)
-PROTOCOL = "2"
+PROTOCOL = "3"
 """Version of the protocol; figures of different versions aren't ranked together."""
 QUICK = 0.25
 """Share of the time budgets that a quick measurement has."""
