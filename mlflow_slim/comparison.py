@@ -293,7 +293,7 @@ def cells(found: Frontier) -> list[tuple[str, ...]]:
             low, high = figure.ends
             value = _short(figure.value)
             figures.append(value if low == high else f"{value} ({_short(low)} to {_short(high)})")
-        rows.append((one.point.variant, place, *figures))
+        rows.append((one.point.title, place, *figures))
     return rows
 
 
@@ -311,7 +311,7 @@ def markdown(found: Frontier) -> str:
     if found.rest:
         lines += ["", "Not ranked:", ""]
         lines += [
-            f"- {escape(other.point.variant)} ({other.point.run_id[:8]}): {escape(other.reason)}"
+            f"- {escape(other.point.title)} ({other.point.run_id[:8]}): {escape(other.reason)}"
             for other in found.rest[:30]
         ]
         if len(found.rest) > 30:
@@ -342,6 +342,6 @@ def print_frontier(found: Frontier) -> None:
             table.add_row(*(Text(cell) for cell in row))
         console.print(table)
     for other in found.rest[:30]:
-        console.print(f"not ranked: {other.point.variant} ({other.point.run_id[:8]}): {other.reason}", markup=False)
+        console.print(f"not ranked: {other.point.title} ({other.point.run_id[:8]}): {other.reason}", markup=False)
     if len(found.rest) > 30:
         console.print(f"not ranked: {len(found.rest) - 30} more (--format=csv lists all)", markup=False)

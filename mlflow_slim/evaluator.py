@@ -46,7 +46,7 @@ _OPTIONS = {
 }
 
 
-class SlimEvaluator(ModelEvaluator):  # type: ignore[misc]  # untyped upstream
+class SlimEvaluator(ModelEvaluator):
     """Latency, throughput, size, memory, cold start, energy, emissions and cost; quality and speed-up by pairs."""
 
     @classmethod
@@ -79,7 +79,9 @@ class SlimEvaluator(ModelEvaluator):  # type: ignore[misc]  # untyped upstream
         model_id = kwargs.get("model_id") or getattr(model, "model_id", None)
         sheet = _measure(model, model_id, dataset, options)
         _log_words(run_id, sheet)
-        return EvaluationResult(metrics=sheet.metrics, artifacts={}, run_id=run_id)
+        make: Any = EvaluationResult  # untyped upstream
+        found: EvaluationResult = make(metrics=sheet.metrics, artifacts={}, run_id=run_id)
+        return found
 
 
 @dataclass
@@ -149,7 +151,7 @@ def _measure(model: Any, model_id: str | None, dataset: Any, options: Mapping[st
 
 
 def _compute_threads(threads: int) -> Any:
-    """torch's threads where it is loaded already; a model of another library has its own."""
+    """Torch's threads where it is loaded already; a model of another library has its own."""
     import contextlib
     import sys
 
@@ -225,7 +227,10 @@ def _timing(
     middle = frame.loc[[lengths.index[len(lengths) // 2]]]
     count = min(options["batch_size"], len(frame))
     batch = frame.loc[[lengths.index[(2 * i + 1) * len(lengths) // (2 * count)] for i in range(count)]]
-    for scenario, rows, figure in (("single", middle, "latency/p50_ms"), ("offline", batch, "throughput/samples_per_s")):
+    for scenario, rows, figure in (
+        ("single", middle, "latency/p50_ms"),
+        ("offline", batch, "throughput/samples_per_s"),
+    ):
         timed = [Arm(name, _call(arm, rows)) for name, arm in arms.items()]
         try:
             timings = interleave(
@@ -294,9 +299,7 @@ def _energy(arms: Mapping[str, Any], frame: pd.DataFrame, options: Mapping[str, 
         )
 
 
-def _folder(
-    model_id: str | None, frame: pd.DataFrame, options: Mapping[str, Any], threads: int, sheet: _Sheet
-) -> None:
+def _folder(model_id: str | None, frame: pd.DataFrame, options: Mapping[str, Any], threads: int, sheet: _Sheet) -> None:
     """Size, and cold start and memory in processes of their own, of the files that MLflow has."""
     import mlflow.artifacts
 

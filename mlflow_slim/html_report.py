@@ -112,7 +112,8 @@ def _point(ranked: Ranked, frontier: Frontier) -> dict[str, Any]:
         "grade": tags.get("slim.energy.grade"),
         "verdict_quality": tags.get("slim.quality.verdict"),
         "verdict_speed": tags.get("slim.speed.verdict"),
-        "claim": tags.get("slim.energy.claim"),
+        "energy": tags.get("slim.energy.verdict"),
+        "choices": point.choices,
         "contended": tags.get("slim.measure.contended") == "true",
         "quick": point.params.get("slim.measure.quick") == "true",
     }
@@ -146,7 +147,7 @@ def summary(frontier: Frontier) -> str:
     possible = sum(one.placed.front == "possible" for one in frontier.points)
     words = f"{len(frontier.points)} points ranked: {sure} on the front, {possible} perhaps"
     words += f", {len(frontier.points) - sure - possible} dominated; {len(frontier.rest)} not ranked."
-    knee = next((one.point.variant for one in frontier.points if one.point.run_id == frontier.knee), None)
+    knee = next((one.point.title for one in frontier.points if one.point.run_id == frontier.knee), None)
     return words + (f" The knee is {knee}." if knee else "")
 
 

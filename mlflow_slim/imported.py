@@ -160,9 +160,15 @@ def _optimum_benchmark(content: Mapping[str, Any], name: str) -> Iterator[_Found
     config = config if isinstance(config, Mapping) else {}
     backend = config.get("backend") if isinstance(config.get("backend"), Mapping) else {}
     assert isinstance(backend, Mapping)
-    shown = {"slim.imported.model": str(backend.get("model", "")), "slim.imported.backend": str(backend.get("name", ""))}
+    shown = {
+        "slim.imported.model": str(backend.get("model", "")),
+        "slim.imported.backend": str(backend.get("name", "")),
+    }
     title = str(config.get("name") or name)
     yield _Found(f"optimum-benchmark: {title}", metrics, {key: value for key, value in shown.items() if value})
+
+
+_SHOWN = {"model": "model", "backend": "name"}
 
 
 def _benchmark_part(target: str, part: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

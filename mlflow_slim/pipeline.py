@@ -460,7 +460,11 @@ class Flow:
                     self.links(),
                     notes=self.notes,
                 ),
-                tables={**({"ledger": [line.as_row() for line in ledger]} if ledger else {}), **frontier, **self.extra_tables()},
+                tables={
+                    **({"ledger": [line.as_row() for line in ledger]} if ledger else {}),
+                    **frontier,
+                    **self.extra_tables(),
+                },
                 texts=texts,
                 metrics={**seconds, **self.extra_metrics()},
             )

@@ -112,7 +112,7 @@ class Decision:
         was = f"version {self.before}" if self.before else "nothing"
         if self.point is None:
             return f"{place} is back on version {self.version}." if self.version else f"{place} is gone, as before."
-        what = f"{self.point.variant} (run {self.point.run_id[:8]})"
+        what = f"{self.point.title} (run {self.point.run_id[:8]})"
         if self.record["dry_run"]:
             here = f"version {self.version}" if self.version else "a new version"
             return f"Would put {what} as {here} at {place}, which is on {was}. Nothing was changed."
@@ -301,7 +301,7 @@ def _why(candidates: Sequence[StoredPoint], refused: Mapping[str, Sequence[Refus
     lines = ["No point may be promoted:"]
     for point in candidates[:20]:
         reasons = "; ".join(f"[{one.rule}] {one.reason}" for one in refused[point.run_id])
-        lines.append(f"- {point.variant} (run {point.run_id[:8]}): {reasons}")
+        lines.append(f"- {point.title} (run {point.run_id[:8]}): {reasons}")
     if len(candidates) > 20:
         lines.append(f"- and {len(candidates) - 20} more")
     lines.append("A rule is waived by its name, and that is recorded: accept=<rule>.")
@@ -382,7 +382,7 @@ def card(point: StoredPoint, record: Mapping[str, Any]) -> str:
     report = Report(point.variant, point.metrics, point.tags, point.params)
     waived = record["waived"]
     lines = [
-        f"**{escape(point.variant)}**, chosen by {escape(str(record['objective']))} at a quality drop of at most "
+        f"**{escape(point.title)}**, chosen by {escape(str(record['objective']))} at a quality drop of at most "
         f"{record['max_quality_drop']:g}; measured against "
         f"{run_link(point.experiment_id, point.baseline_run, 'its original')} in "
         f"{run_link(point.experiment_id, point.run_id, 'this run')} on "

@@ -19,7 +19,7 @@ import numpy as np
 
 from .dominance import Candidate, Figure, Placed, find_knee, hypervolume, place
 from .errors import ConfigError, InputNotFound, did_you_mean
-from .schema import ALIASES, HEADLINE, Meaning, check_metrics, meaning, objective
+from .schema import ALIASES, HEADLINE, Meaning, check_metrics, known_meaning, meaning, objective
 
 if TYPE_CHECKING:
     from .tracking.stored_points import StoredPoint
@@ -149,10 +149,10 @@ class Frontier:
     def rows(self) -> list[dict[str, Any]]:
         """One row of plain values a point, ranked or not; all rows have the same keys."""
         metrics = [found.metric for found in self.objectives]
-        names = {ranked.point.run_id: ranked.point.variant for ranked in self.points}
+        names = {ranked.point.run_id: ranked.point.title for ranked in self.points}
         rows: list[dict[str, Any]] = []
         for ranked in self.points:
-            row = {"variant": ranked.point.variant, "front": ranked.placed.front, "p_front": ranked.placed.p_front}
+            row = {"variant": ranked.point.title, "front": ranked.placed.front, "p_front": ranked.placed.p_front}
             for metric in metrics:
                 figure = ranked.figures[metric]
                 row |= {metric: figure.value, f"{metric}_lo": figure.ends[0], f"{metric}_hi": figure.ends[1]}
@@ -162,7 +162,7 @@ class Frontier:
         empty = dict.fromkeys(f"{metric}{end}" for metric in metrics for end in ("", "_lo", "_hi"))
         rows += [
             {
-                "variant": other.point.variant,
+                "variant": other.point.title,
                 "front": "not ranked",
                 "p_front": None,
                 **empty,
@@ -358,9 +358,8 @@ def _figures(point: StoredPoint, baseline: StoredPoint, by_run: Mapping[str, Sto
     for metric, value in point.metrics.items():
         if metric.endswith(("_lo", "_hi", "_delta")):
             continue
-        try:
-            found = meaning(metric)
-        except ConfigError:
+        found = known_meaning(metric)
+        if found is None:
             continue
         low, high = point.metrics.get(f"{metric}_lo", value), point.metrics.get(f"{metric}_hi", value)
         if metric == f"quality/{point.headline}":

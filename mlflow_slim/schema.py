@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from .dominance import Objective
 from .errors import ConfigError, did_you_mean
 
-__all__ = ["ALIASES", "HEADLINE", "Meaning", "check_metrics", "meaning", "objective"]
+__all__ = ["ALIASES", "HEADLINE", "Meaning", "check_metrics", "known_meaning", "meaning", "objective"]
 
 HEADLINE = "quality"
 """Stands for the headline quality metric, whichever the data asked for."""
@@ -99,6 +100,12 @@ ALIASES = {
 """Short names that a user may write."""
 
 
+@lru_cache(maxsize=4096)
+def known_meaning(metric: str) -> Meaning | None:
+    """What a figure is, by its whole name; None for what is none of the schema."""
+    return _MEANINGS.get(metric) or _quality(metric)
+
+
 def meaning(metric: str, *, headline: str = "accuracy", grade: str | None = None) -> Meaning:
     """What a figure is, by its name or alias.
 
@@ -111,7 +118,7 @@ def meaning(metric: str, *, headline: str = "accuracy", grade: str | None = None
         ConfigError: No figure has this name.
     """
     name = f"quality/{headline}" if metric == HEADLINE else ALIASES.get(metric, metric)
-    found = _MEANINGS.get(name) or _quality(name)
+    found = known_meaning(name)
     if found is None:
         raise ConfigError(f"There is no figure {metric!r}. {did_you_mean(metric, [HEADLINE, *ALIASES, *_MEANINGS])}")
     if found.of_energy and grade in ("C", "D"):

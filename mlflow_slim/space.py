@@ -93,8 +93,12 @@ class Variant:
     def title(self) -> str:
         """Chain, choices and runtime in one line."""
         names = "+".join(str(step["technique"]) for step in self.steps) or "baseline"
-        chosen = ", ".join(f"{name}={value}" for name, value in self.choices.items())
-        return f"{names}@{self.backend}" + (f" ({chosen})" if chosen else "")
+        return f"{names}@{self.backend}" + (f" ({self.chosen})" if self.choices else "")
+
+    @property
+    def chosen(self) -> str:
+        """The choices as people write them."""
+        return ", ".join(f"{name}={value}" for name, value in self.choices.items())
 
 
 @dataclass(frozen=True)

@@ -271,9 +271,7 @@ class _SweepFlow(Flow):
         for trial in finalists:
             exported = trial.exported or self._make(trial.variant, inputs)
             self.log(exported, inputs)
-            self.points[-1][1].set_tags(
-                {"slim.trial": str(trial.number), "slim.choices": json.dumps(dict(trial.variant.choices), default=str)}
-            )
+            self.points[-1][1].set_tags({"slim.trial": str(trial.number + 1), "slim.choices": trial.variant.chosen})
         for trial in self.trials:
             if trial.exported is not None and trial not in finalists:
                 shutil.rmtree(trial.exported.directory, ignore_errors=True)

@@ -13,6 +13,7 @@ import pytest
 from mlflow_slim.errors import ConfigError
 from mlflow_slim.evaluator import SlimEvaluator
 
+pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow's sklearn flavor and of sklearn, not ours to mend
 CHEAP = {"timing_s": 0.3, "energy_s": 0, "fresh_starts": 0, "batch_size": 8, "threads": 1}
 
 
@@ -21,8 +22,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]
     """A store with two sklearn models of two sizes, and rows with labels."""
     import mlflow
     import mlflow.sklearn
-    from sklearn.ensemble import RandomForestClassifier
     from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import PolynomialFeatures
 
     folder = tmp_path_factory.mktemp("store")
     before = mlflow.get_tracking_uri()
@@ -34,10 +36,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]
     labels = np.where(rows["a"] + rows["b"] > 0, "yes", "no")
     found: dict[str, Any] = {"data": rows.assign(label=labels)}
     with mlflow.start_run():
-        for name, model in {"large": RandomForestClassifier(60, random_state=0), "small": LogisticRegression()}.items():
+        for name, model in {
+            "large": make_pipeline(PolynomialFeatures(6), LogisticRegression(max_iter=50)),
+            "small": LogisticRegression(),
+        }.items():
             fitted = model.fit(rows, labels)
             found[name] = mlflow.sklearn.log_model(
-                fitted, name=name, input_example=rows[:2], skops_trusted_types=None, pip_requirements=["scikit-learn"]
+                fitted, name=name, input_example=rows[:2], pip_requirements=["scikit-learn"]
             ).model_uri
     yield found
     mlflow.set_tracking_uri(before)

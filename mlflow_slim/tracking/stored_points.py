@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +63,16 @@ class StoredPoint:
         return self.tags.get("slim.quality.metric", "accuracy")
 
     @property
+    def choices(self) -> str:
+        """What a sweep chose for it, such as ``distill.layers=3``; empty for other points."""
+        return self.tags.get("slim.choices", "")
+
+    @property
+    def title(self) -> str:
+        """Variant and choices, for people."""
+        return f"{self.variant} ({self.choices})" if self.choices else self.variant
+
+    @property
     def digest(self) -> str:
         """sha256 over the files of its model; empty where it wasn't logged."""
         return self.params.get("slim.model.digest", "")
@@ -98,8 +110,22 @@ def read_points(client: MlflowClient, experiment_ids: Sequence[str], search: str
         TrackingError: The store can't be read, or the filter is wrong.
     """
     condition = f"{_IS_POINT} and {search}" if search.strip() else _IS_POINT
-    with tracking_errors("read the points"):
+    with tracking_errors("read the points"), _no_garbage_collection():
         return [_point(run) for run in _runs(client, experiment_ids, condition)]
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """A run of ours has some 230 figures, params and tags, each an object of MLflow's: collecting among millions of
+    them takes longer than reading them, and they make no cycles that would have to be found meanwhile.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _runs(client: MlflowClient, experiment_ids: Sequence[str], condition: str) -> Iterator[Run]:
