@@ -269,7 +269,11 @@ class _SweepFlow(Flow):
         finalists = self._finalists()
         self.say(_account(self.trials, finalists, self.spent))
         for trial in finalists:
-            exported = trial.exported or self._make(trial.variant, inputs)
+            try:
+                exported = trial.exported or self._make(trial.variant, inputs)
+            except Exception as error:  # known from before, and this time it fails: the others are worth having
+                self.say(f"Trial {trial.number + 1}, {trial.variant.title}, could not be made again: {error}")
+                continue
             self.log(exported, inputs)
             self.points[-1][1].set_tags({"slim.trial": str(trial.number + 1), "slim.choices": trial.variant.chosen})
         for trial in self.trials:

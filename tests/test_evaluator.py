@@ -29,13 +29,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]
     folder = tmp_path_factory.mktemp("store")
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-    mlflow.create_experiment("eval", artifact_location=(folder / "artifacts").as_uri())
-    mlflow.set_experiment("eval")
+    # Not set_experiment: it writes an environment variable that outlives this store.
+    experiment = mlflow.create_experiment("eval", artifact_location=(folder / "artifacts").as_uri())
     rng = np.random.default_rng(0)
     rows = pd.DataFrame(rng.normal(size=(120, 4)), columns=list("abcd"))
     labels = np.where(rows["a"] + rows["b"] > 0, "yes", "no")
-    found: dict[str, Any] = {"data": rows.assign(label=labels)}
-    with mlflow.start_run():
+    found: dict[str, Any] = {"data": rows.assign(label=labels), "experiment": experiment}
+    with mlflow.start_run(experiment_id=experiment):
         for name, model in {
             "large": make_pipeline(PolynomialFeatures(6), LogisticRegression(max_iter=50)),
             "small": LogisticRegression(),
@@ -51,7 +51,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]
 def evaluate(models: dict[str, Any], **config: Any) -> tuple[Any, Any]:
     import mlflow
 
-    with mlflow.start_run() as run:
+    with mlflow.start_run(experiment_id=models["experiment"]) as run:
         found = mlflow.models.evaluate(
             models["small"],
             models["data"],
@@ -80,6 +80,7 @@ def test_a_model_of_another_library_is_measured_against_another(models: dict[str
     assert "quality/accuracy" in {metric.key for metric in model.metrics}
 
 
+@pytest.mark.slow
 def test_cold_start_and_memory_come_from_processes_of_their_own(models: dict[str, Any]) -> None:
     metrics = evaluate(models, fresh_starts=1)[0].metrics
     assert metrics["load/cold_start_s"] > 0
@@ -107,7 +108,7 @@ def test_targets_that_are_numbers_are_left_to_others(models: dict[str, Any], tmp
     import mlflow
 
     data = models["data"].assign(label=np.linspace(0, 1, 120))
-    with mlflow.start_run() as run:
+    with mlflow.start_run(experiment_id=models["experiment"]) as run:
         mlflow.models.evaluate(
             models["small"], data, targets="label", model_type="slim", evaluators="slim", evaluator_config=CHEAP
         )

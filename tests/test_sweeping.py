@@ -152,6 +152,7 @@ def test_a_killed_sweep_goes_on_where_it_was(
     assert len(again) == 1
 
 
+@pytest.mark.slow
 def test_budgets_end_the_search(store: Any, reviews: Path, tiny_classifier_dir: Path) -> None:  # noqa: F811
     found = slim.sweep(content(tiny_classifier_dir, reviews), budget_minutes=1e-9)
     assert any("budget of 1e-09 minutes ended" in note for note in found.notes)
