@@ -252,11 +252,15 @@ def _timing(
                 speed = compare(timings, "model")
                 tag = "slim.speed" if scenario == "single" else "slim.speed.offline"
                 sheet.tags.update({f"{tag}.verdict": speed.verdict, f"{tag}.because": speed.reason})
-                if not speed.noisy:
+                if speed.noisy:
+                    sheet.absent(f"speedup/{scenario}", speed.reason)
+                else:
                     sheet.interval(f"speedup/{scenario}", speed.wall)
                 sheet.params[f"slim.measure.{scenario}.rounds"] = str(timings.rounds)
         except MeasurementError as error:
-            sheet.absent(figure, str(error))
+            for missing in (figure, f"speedup/{scenario}") if "baseline" in arms else (figure,):
+                if missing not in sheet.metrics:
+                    sheet.absent(missing, str(error))
 
 
 def _call(model: Any, rows: pd.DataFrame) -> Callable[[], object]:

@@ -397,6 +397,6 @@ def card(point: StoredPoint, record: Mapping[str, Any]) -> str:
         f"Test rows: {escape(point.params.get('slim.measure.test_digest', '?')[:12])} "
         f"({escape(point.params.get('slim.measure.test_rows', '?'))}). Made by the recipe in "
         f"{run_link(point.experiment_id, point.session, 'this run')} (artifact recipe.yaml): "
-        "`mlflow-slim run recipe.yaml` makes it again.",
+        "`mlflow-slim run recipe.yaml` (for a sweep, `mlflow-slim sweep recipe.yaml`) makes it again.",
     ]
     return "\n".join(lines)[:7000]

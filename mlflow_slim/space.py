@@ -19,7 +19,7 @@ from .errors import ConfigError
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Range", "Space", "Variant"]
+__all__ = ["Range", "Space", "Variant", "plain"]
 
 _LARGEST_GRID = 10_000
 _RANGE_KEYS = frozenset(("low", "high", "step", "log"))
@@ -223,6 +223,18 @@ def _value(value: Any, where: str, faults: list[str]) -> Any:
         return None
     faults.append(f"{where}: {dict(value)} is no choice. Write choices: [...], or low: and high:.")
     return None
+
+
+def plain(value: Any) -> Any:
+    """A space's value, choice or range as YAML has it; `Space.read` reads it back."""
+    if isinstance(value, Range):
+        found: dict[str, Any] = {"low": value.low, "high": value.high}
+        return found | ({"step": value.step} if value.step is not None else {}) | ({"log": True} if value.log else {})
+    if isinstance(value, _Choices):
+        return {"choices": [plain(one) for one in value]}
+    if isinstance(value, Mapping):
+        return {key: plain(one) for key, one in value.items()}
+    return [plain(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 class _Choices(tuple):  # type: ignore[type-arg]

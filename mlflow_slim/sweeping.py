@@ -33,7 +33,7 @@ from .measure_apart import measure_apart
 from .pipeline import SAMPLE_ROWS, Flow, Outcome, run_flow
 from .safety import safe_yaml
 from .schema import HEADLINE, Meaning, check_metrics, meaning, objective
-from .space import Range, Space, Variant
+from .space import Range, Space, Variant, plain
 
 if TYPE_CHECKING:
     from .ledger import Line
@@ -163,16 +163,8 @@ class Sweep:
         return {
             **self.recipe.resolved(),
             "search": self.search.model_dump(mode="json"),
-            "space": json.loads(json.dumps(self.space.chains, default=_plain)),
+            "space": plain(self.space.chains),
         }
-
-
-def _plain(value: Any) -> Any:
-    return (
-        {"low": value.low, "high": value.high, "step": value.step, "log": value.log}
-        if isinstance(value, Range)
-        else str(value)
-    )
 
 
 def _space_faults(recipe: Recipe, space: Space) -> list[str]:

@@ -67,14 +67,18 @@ def test_a_model_of_another_library_is_measured_against_another(models: dict[str
     found, run = evaluate(models, baseline=models["large"], price_per_hour=1.0)
     metrics = found.metrics
     for key in ("quality/accuracy", "latency/p50_ms", "throughput/samples_per_s", "size/disk_mib", "speedup/single"):
-        assert metrics[key] > 0
-        assert run.data.metrics[key] == pytest.approx(metrics[key])
+        if key in metrics:
+            assert run.data.metrics[key] == pytest.approx(metrics[key])
+            assert metrics[key] > 0
+        else:  # a machine too busy to time anything
+            assert key.startswith(("latency", "throughput", "speedup"))
+            assert run.data.tags[f"slim.absent.{key}"]
     assert metrics["quality/accuracy_delta_lo"] <= metrics["quality/accuracy_delta"]
     assert 0.8 < metrics["quality/agreement"] <= 1
-    assert metrics["cost/usd_per_1m_samples"] > 0
+    assert ("cost/usd_per_1m_samples" in metrics) == ("throughput/samples_per_s" in metrics)
     assert run.data.tags["slim.kind"] == "evaluation"
     assert run.data.tags["slim.quality.verdict"] in ("non-inferior", "worse", "not enough data")
-    assert "slim.speed.verdict" in run.data.tags
+    assert "slim.speed.verdict" in run.data.tags or "slim.absent.speedup/single" in run.data.tags
     assert run.data.tags["slim.absent.energy/wh_per_1k_samples"] == "energy was not asked for"
     model = __import__("mlflow").MlflowClient().get_logged_model(models["small"].removeprefix("models:/"))
     assert "quality/accuracy" in {metric.key for metric in model.metrics}

@@ -128,6 +128,15 @@ def test_shipped_sweeps_are_sound_and_take_overrides() -> None:
     assert Search.read({"objectives": "quality, size"}).objectives == ("quality", "size")
 
 
+@pytest.mark.parametrize("name", ["sweep.small", "sweep.thorough"])
+def test_what_a_sweep_logs_is_the_same_sweep(name: str) -> None:
+    import yaml
+
+    given = Sweep.load(name)
+    again = Sweep.load(yaml.safe_load(yaml.safe_dump(given.resolved())))
+    assert again == given
+
+
 def test_an_unknown_sweep_names_those_there_are() -> None:
     from mlflow_slim.errors import InputNotFound
 
