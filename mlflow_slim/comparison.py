@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
-from .config import Options
+from .config import Options, split_words
 from .errors import ConfigError, ExportError
 from .html_report import conditions, html_report, summary
 from .markdown import escape
@@ -42,10 +42,7 @@ class Choice(Options):
     constraints: tuple[str, ...] = Field((), description="Limits, such as latency/p90_ms<=20 or quality>=0.8.")
     allow: tuple[str, ...] = Field((), description=f"Differences to overlook: {', '.join(ALLOWABLE)}.")
 
-    @field_validator("experiment", "objectives", "constraints", "allow", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
-        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+    _words = field_validator("experiment", "objectives", "constraints", "allow", mode="before")(split_words)
 
     @field_validator("objectives")
     @classmethod

@@ -34,11 +34,17 @@ __all__ = [
     "find_recipe",
     "find_sweep",
     "recipe_names",
+    "split_words",
 ]
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+def split_words(value: Any) -> Any:
+    """A text with commas as its parts, without blanks and empty ones; anything else as it is."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
 class Options(_Section):
@@ -308,13 +314,7 @@ def find_recipe(source: str | Path) -> Path:
     Raises:
         InputNotFound: Neither exists.
     """
-    path = Path(source).expanduser()
-    if path.is_file():
-        return path
-    shipped = _recipes_folder() / f"{source}.yaml"
-    if str(source) in recipe_names():
-        return shipped
-    raise InputNotFound(f"There is no recipe file {str(path)!r}. {did_you_mean(str(source), recipe_names())}")
+    return _find(source, {name: _recipes_folder() / f"{name}.yaml" for name in recipe_names()}, "recipe file")
 
 
 def find_sweep(source: str | Path) -> Path:
@@ -323,14 +323,18 @@ def find_sweep(source: str | Path) -> Path:
     Raises:
         InputNotFound: Neither exists.
     """
+    shipped = sorted((_recipes_folder() / "sweeps").glob("*.yaml"))
+    return _find(source, {f"sweep.{path.stem}": path for path in shipped}, "sweep")
+
+
+def _find(source: str | Path, shipped: Mapping[str, Path], what: str) -> Path:
+    """A file by its path, else a shipped one by its name."""
     path = Path(source).expanduser()
     if path.is_file():
         return path
-    folder = _recipes_folder() / "sweeps"
-    names = [f"sweep.{path.stem}" for path in sorted(folder.glob("*.yaml"))]
-    if str(source) in names:
-        return folder / f"{str(source).removeprefix('sweep.')}.yaml"
-    raise InputNotFound(f"There is no sweep {str(path)!r}. {did_you_mean(str(source), names)}")
+    if str(source) in shipped:
+        return shipped[str(source)]
+    raise InputNotFound(f"There is no {what} {str(path)!r}. {did_you_mean(str(source), list(shipped))}")
 
 
 def _typed(value: Any) -> Any:

@@ -19,6 +19,7 @@ from pydantic import Field, field_validator
 
 from . import bundle
 from .comparison import Choice
+from .config import split_words
 from .errors import InputNotFound, IntegrityError, MeasurementError, PromotionRefused, did_you_mean
 from .gate import WAIVABLE, Case, Refusal, figure_of, refusals
 from .markdown import escape
@@ -55,10 +56,7 @@ class PromoteOptions(Choice):
     dry_run: bool = Field(False, description="Only say what would be done.")
     rollback: bool = Field(False, description="Move the alias back to what its version replaced.")
 
-    @field_validator("accept", mode="before")
-    @classmethod
-    def _split(cls, value: Any) -> Any:
-        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+    _accepted_words = field_validator("accept", mode="before")(split_words)
 
     @field_validator("accept")
     @classmethod

@@ -25,7 +25,7 @@ from .artifact import ExportedModel, OptimizedModel
 from .cache import StepCache, code_digest, content_key
 from .cached_steps import model_digest
 from .catalog import load_backend
-from .config import Options, Recipe, describe_faults, find_sweep
+from .config import Options, Recipe, describe_faults, find_sweep, split_words
 from .dominance import Candidate, Figure, Placed, place
 from .errors import ConfigError, MissingDependency, SlimError
 from .inputs import Inputs
@@ -48,6 +48,10 @@ SCREEN_S = 1.0
 """Seconds of timing per point and scenario when a variant is screened."""
 
 
+_Spent = tuple[float, "float | None"]
+"""Seconds and kWh of one step; None where its energy was not measured."""
+
+
 class Search(Options):
     """How the space is searched, and when that ends."""
 
@@ -64,10 +68,7 @@ class Search(Options):
     objectives: tuple[str, ...] = Field(("quality", "latency", "size"), description="Figures to choose finalists by.")
     finalists: int = Field(5, ge=1, le=50, description="Most variants to measure whole in the end.")
 
-    @field_validator("objectives", mode="before")
-    @classmethod
-    def _split(cls, value: Any) -> Any:
-        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+    _words = field_validator("objectives", mode="before")(split_words)
 
     @field_validator("objectives")
     @classmethod
@@ -241,7 +242,7 @@ class _SweepFlow(Flow):
         self.sweep = sweep
         self.trials: list[_Trial] = []
         self.made: dict[str, OptimizedModel] = {}  # by the chain's beginning
-        self.spent: dict[str, tuple[float, float | None]] = {}  # seconds and kWh of what was done here, likewise
+        self.spent: dict[str, _Spent] = {}  # what was done here, likewise
         self.meanings: tuple[Meaning, ...] = ()
 
     def optimize(self, inputs: Inputs) -> None:
@@ -320,7 +321,7 @@ class _SweepFlow(Flow):
         steps = self.sweep.recipe_of(variant).steps
         on = variant.backend if any(getattr(step, "runs_on", ()) for step in steps) else ""
         for given, step in zip(variant.steps, steps, strict=True):
-            chain += json.dumps([dict(given), on], sort_keys=True, default=str)
+            chain += _link(given, on)
             if chain not in self.made:
                 outcome = self.apply(step, current, inputs, backends=(variant.backend,))
                 cost = outcome.lineage[-1].cost
@@ -433,8 +434,7 @@ class _SweepFlow(Flow):
     def extra_metrics(self) -> dict[str, float]:
         """What the search took and how much of it led nowhere."""
         front = {trial.number for trial, where in self._placed() if where.front != "dominated"}
-        used = _beginnings([t for t in self.trials if t.number in front])
-        wasted = [cost for chain, cost in self.spent.items() if chain not in used]
+        wasted = _wasted(self.spent, [t for t in self.trials if t.number in front])
         found = {
             "sweep/trials": float(len(self.trials)),
             "sweep/failed": float(sum(bool(trial.failed) for trial in self.trials)),
@@ -447,6 +447,17 @@ class _SweepFlow(Flow):
         return found
 
 
+def _link(given: Mapping[str, Any], on: str) -> str:
+    """One step in the name of a chain's beginning; ``on`` is the runtime where the chain depends on it."""
+    return json.dumps([dict(given), on], sort_keys=True, default=str)
+
+
+def _wasted(spent: Mapping[str, _Spent], kept: Sequence[_Trial]) -> list[_Spent]:
+    """What the steps took that none of the kept trials stands on."""
+    used = _beginnings(kept)
+    return [cost for chain, cost in spent.items() if chain not in used]
+
+
 def _beginnings(trials: Sequence[_Trial]) -> set[str]:
     """Every beginning of the trials' chains, named as `_SweepFlow.spent` is."""
     found = set()
@@ -454,24 +465,22 @@ def _beginnings(trials: Sequence[_Trial]) -> set[str]:
         for on in ("", trial.variant.backend):
             chain = ""
             for given in trial.variant.steps:
-                chain += json.dumps([dict(given), on], sort_keys=True, default=str)
+                chain += _link(given, on)
                 found.add(chain)
     return found
 
 
-def _account(
-    trials: Sequence[_Trial], finalists: Sequence[_Trial], spent: Mapping[str, tuple[float, float | None]]
-) -> str:
+def _account(trials: Sequence[_Trial], finalists: Sequence[_Trial], spent: Mapping[str, _Spent]) -> str:
     """One sentence on the search."""
-    used = _beginnings(finalists)
+    wasted = _wasted(spent, finalists)
     all_s = sum(seconds for seconds, _ in spent.values())
-    lost_s = sum(seconds for chain, (seconds, _) in spent.items() if chain not in used)
+    lost_s = sum(seconds for seconds, _ in wasted)
     energies = [energy for _, energy in spent.values()]
     words = f"{len(trials)} variants screened, {len(finalists)} to be measured whole. Steps took {all_s:.0f} s"
     if energies and all(energy is not None for energy in energies):
         words += f" and {1000 * sum(e or 0.0 for e in energies):.3g} Wh"
     if all_s:
-        lost_kwh = sum(energy or 0.0 for chain, (_, energy) in spent.items() if chain not in used)
+        lost_kwh = sum(energy or 0.0 for _, energy in wasted)
         words += f"; {lost_s / all_s:.0%} of the time ({1000 * lost_kwh:.3g} Wh) led to none of them"
     return words + "."
 

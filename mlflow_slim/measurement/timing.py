@@ -20,13 +20,11 @@ Sources: Bulej et al. 2020 (duet benchmarking), Abedi and Brecht 2017 (randomize
 
 from __future__ import annotations
 
-import gc
 import math
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
@@ -34,6 +32,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import MeasurementError
+from .garbage import no_garbage_collection
 from .stats import Interval, quantile_interval, ratio_interval
 
 try:
@@ -249,7 +248,7 @@ def interleave(
     looks = {math.ceil(x - 1e-9) for x in np.geomspace(min_rounds, max_rounds, LOOKS)}
     order = random.Random(seed)
     stopped: Literal["width", "rounds", "budget"] = "rounds"
-    with _no_garbage_collection():
+    with no_garbage_collection():
         cap = min(30.0, 0.25 * budget_s / len(arms))
         for arm in arms:
             made, steady, calls[arm.name] = _warm_up(arm.copy(0), cap, block_cpu_s, clock, cpu_clock)
@@ -489,14 +488,3 @@ def _load_average() -> tuple[float, ...]:
         return (os.getloadavg()[0],)
     except (AttributeError, OSError):
         return ()
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +10,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from ..errors import InputNotFound
+from ..measurement.garbage import no_garbage_collection
 from .store import tracking_errors
 
 __all__ = ["StoredPoint", "find_experiments", "read_points"]
@@ -110,22 +109,10 @@ def read_points(client: MlflowClient, experiment_ids: Sequence[str], search: str
         TrackingError: The store can't be read, or the filter is wrong.
     """
     condition = f"{_IS_POINT} and {search}" if search.strip() else _IS_POINT
-    with tracking_errors("read the points"), _no_garbage_collection():
+    # A run of ours has some 230 figures, params and tags, each an object of MLflow's: collecting among millions of them
+    # takes longer than reading them, and they make no cycles that would have to be found meanwhile.
+    with tracking_errors("read the points"), no_garbage_collection():
         return [_point(run) for run in _runs(client, experiment_ids, condition)]
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """A run of ours has some 230 figures, params and tags, each an object of MLflow's: collecting among millions of
-    them takes longer than reading them, and they make no cycles that would have to be found meanwhile.
-    """
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def _runs(client: MlflowClient, experiment_ids: Sequence[str], condition: str) -> Iterator[Run]:
