@@ -191,7 +191,8 @@ def _sweep(words: Sequence[str]) -> int:
     overrides = parse_overrides(words)
     source = source or overrides.pop("space", "") or "sweep.small"
     overrides.pop("space", None)
-    from .sweeping import Sweep, sweep
+    from .search import Sweep
+    from .sweeping import sweep
 
     checked = Sweep.load(source, overrides)
     return _with_progress(lambda: sweep(checked), checked.recipe.name, verbose=False)
@@ -330,7 +331,7 @@ def _show(name: str) -> None:
         return "Options of promote", PromoteOptions
 
     def of_sweep() -> tuple[str, Any]:
-        from .sweeping import Search
+        from .search import Search
 
         return "Options of search, beside those of a recipe (show recipe)", Search
 

@@ -33,6 +33,7 @@ __all__ = [
     "describe_faults",
     "find_recipe",
     "find_sweep",
+    "read_yaml",
     "recipe_names",
     "split_words",
 ]
@@ -239,12 +240,7 @@ class Recipe(_Section):
             content = dict(source)
         else:
             path = find_recipe(source)
-            content = safe_yaml(path.read_text(encoding="utf-8-sig"))
-            if not isinstance(content, dict):
-                raise ConfigError(
-                    f"{path} holds {type(content).__name__}, not a recipe. Write 'model: ...' and so on, one a line."
-                )
-            content.setdefault("name", path.stem)
+            content = {"name": path.stem, **read_yaml(path, "a recipe", first="model")}
         faults: list[str] = []
         content = _copy(content)
         raw_steps = content.get("steps") or []
@@ -325,6 +321,25 @@ def find_sweep(source: str | Path) -> Path:
     """
     shipped = sorted((_recipes_folder() / "sweeps").glob("*.yaml"))
     return _find(source, {f"sweep.{path.stem}": path for path in shipped}, "sweep")
+
+
+def read_yaml(path: Path, what: str, *, first: str) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Args:
+        path: The file.
+        what: What it should be, for the message.
+        first: A key it has, for the message.
+
+    Raises:
+        ConfigError: It can't be read, or holds something else.
+    """
+    content = safe_yaml(path.read_text(encoding="utf-8-sig"))
+    if not isinstance(content, dict):
+        raise ConfigError(
+            f"{path} holds {type(content).__name__}, not {what}. Write '{first}: ...' and so on, one a line."
+        )
+    return content
 
 
 def _find(source: str | Path, shipped: Mapping[str, Path], what: str) -> Path:

@@ -100,6 +100,11 @@ class Placed:
     dominated_by: tuple[str, ...]
     p_front: float
 
+    @property
+    def on_front(self) -> bool:
+        """Surely or possibly."""
+        return self.front != "dominated"
+
 
 def place(
     candidates: Sequence[Candidate], objectives: Sequence[Objective], *, resamples: int = 400, seed: int = 0

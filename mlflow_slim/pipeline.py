@@ -7,6 +7,7 @@ fails later, the models that were made are in MLflow. Nothing is sent to MLflow 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import shutil
@@ -14,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from .artifact import ExportedModel, OptimizationCost, OptimizedModel, StepRecor
 from .cached_steps import do_cached
 from .catalog import load_backend, load_technique
 from .config import Recipe
-from .errors import ConfigError, IntegrityError, MeasurementError, ModelError
+from .errors import ConfigError, MeasurementError, ModelError
 from .inputs import Inputs, check_output, load_inputs, load_model
 from .interfaces import Conditional, Context, Technique
 from .ledger import Line, make_ledger, markdown_ledger
@@ -36,32 +37,16 @@ from .measurement.host import host
 from .measurement.quality_report import headline
 from .measurement.report import Report
 from .model_source import resolve_model
-from .probes import answers_to_probes
+from .point_log import SAMPLE_ROWS, Point, PointLog
 from .session_setup import compute_threads, energy_meter
+from .stages import Stages
 
 if TYPE_CHECKING:
-    from .tracking import PointRun, RecipeRun
+    from .tracking import RecipeRun
 
-__all__ = ["SAMPLE_ROWS", "Flow", "Outcome", "Point", "run", "run_flow"]
+__all__ = ["Flow", "Outcome", "run", "run_flow"]
 
 logger = logging.getLogger(__name__)
-SAMPLE_ROWS = 32
-"""Rows on which an export, and the logged model in a fresh process, must answer like their source."""
-
-
-@dataclass(frozen=True)
-class Point:
-    """One exported, logged and measured model.
-
-    Attributes:
-        exported: The model in its folder; the folder is gone when the recipe has ended.
-        run_id: Its MLflow run.
-        model_uri: Its logged model, ``models:/m-...``.
-    """
-
-    exported: ExportedModel
-    run_id: str
-    model_uri: str
 
 
 @dataclass(frozen=True)
@@ -89,21 +74,6 @@ class Outcome:
     ui_command: str
 
 
-@dataclass
-class _Stages:
-    """Wall time by stage, so that what the bookkeeping costs is known."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextlib.contextmanager
-    def time(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-
-
 def run(recipe: Recipe | str | Path | Mapping[str, Any], **overrides: Any) -> Outcome:
     """Runs a recipe as MLflow runs.
 
@@ -129,7 +99,7 @@ def run(recipe: Recipe | str | Path | Mapping[str, Any], **overrides: Any) -> Ou
 
 def run_flow(
     recipe: Recipe,
-    make: Callable[[Recipe, RecipeRun, Path, int, _Stages], Flow],
+    make: Callable[[Recipe, RecipeRun, Path, int, Stages], Flow],
     *,
     resolved: Mapping[str, Any],
     tags: Mapping[str, str] | None = None,
@@ -145,7 +115,7 @@ def run_flow(
     machine = host()
     threads = recipe.threads or machine.cores
     conditions = {"threads": threads, "mlflow_slim_version": __version__, "host": machine.to_dict()}
-    stages = _Stages()
+    stages = Stages()
     with (
         tracking.open_recipe_run(
             resolved,
@@ -170,7 +140,7 @@ def _train_along(recipe: Recipe, threads: int) -> Outcome:
         tempfile.TemporaryDirectory(prefix="mlflow_slim-", ignore_cleanup_errors=True) as folder,
         compute_threads(threads),
     ):
-        flow = Flow(recipe, None, Path(folder), threads, _Stages())
+        flow = Flow(recipe, None, Path(folder), threads, Stages())
         inputs = load_inputs(recipe, flow.folder, flow.download)
         flow.original, steps = flow.baseline(inputs)
         current = flow.original
@@ -183,12 +153,11 @@ class Flow:
     """The stages of one recipe over shared state; `run` is the picture."""
 
     def __init__(
-        self, recipe: Recipe, recipe_run: RecipeRun | None, folder: Path, threads: int, stages: _Stages
+        self, recipe: Recipe, recipe_run: RecipeRun | None, folder: Path, threads: int, stages: Stages
     ) -> None:
         self.recipe, self._recipe_run, self.folder = recipe, recipe_run, folder
         self.threads, self.stages = threads, stages
         self.notes: list[str] = []
-        self.points: list[tuple[Point, PointRun]] = []
         self.meter: EnergyMeter | None = None
         self.meter_reason = ""
         self.prepared: StepRecord | None = None
@@ -199,6 +168,11 @@ class Flow:
     def recipe_run(self) -> RecipeRun:
         assert self._recipe_run is not None, "only the first process logs"
         return self._recipe_run
+
+    @functools.cached_property
+    def logged(self) -> PointLog:
+        """What was logged so far; in the first process only."""
+        return PointLog(self.recipe_run, self.helper, threads=self.threads, download=self.download)
 
     def run(self) -> Outcome:
         given: list[tuple[str, ExportedModel | None]] = []
@@ -230,7 +204,7 @@ class Flow:
         """The models that are only measured as points: as they are, or exported to torch."""
         for name, exported in given:
             if exported is None:
-                first = inputs.source if not self.points else None
+                first = inputs.source if not self.logged.points else None
                 model = first or load_model(name, self.recipe, inputs, self.folder, self.download)
                 if not model.trained:
                     raise ModelError(
@@ -239,9 +213,11 @@ class Flow:
                     )
                 with self.stages.time("export"):
                     sample = inputs.data.validation.inputs[:SAMPLE_ROWS]
-                    exported = load_backend("torch").export(model, self.folder / f"{len(self.points)}-given", sample)
-            if self.points:
-                check_comparable(self.points[0][0].exported, exported)
+                    exported = load_backend("torch").export(
+                        model, self.folder / f"{len(self.logged.points)}-given", sample
+                    )
+            if self.logged.points:
+                check_comparable(self.logged.exported[0], exported)
             self.log(exported, inputs)
 
     def download(self, uri: str) -> Path:
@@ -355,76 +331,22 @@ class Flow:
         sample = inputs.data.validation.inputs[:SAMPLE_ROWS]
         variant = model.variant.replace(".", "_")
         with self.stages.time("export"):
-            exported = backend.export(model, self.folder / f"{len(self.points)}-{variant}-{backend_name}", sample)
+            exported = backend.export(
+                model, self.folder / f"{len(self.logged.points)}-{variant}-{backend_name}", sample
+            )
         if is_output and self.recipe.output is not None:
             self.write_output(exported, Path(self.recipe.output).expanduser())
         self.log(exported, inputs)
 
     def log(self, exported: ExportedModel, inputs: Inputs) -> None:
-        """Logs a model under a run of its own, and checks what was logged in a fresh process."""
-        sample = inputs.data.validation.inputs[:SAMPLE_ROWS]
-        baseline_run = self.points[0][1].run_id if self.points else None
-        with self.stages.time("log"), self.kept_if_not_logged(exported):
-            from . import flavor
-
-            point_run = self.recipe_run.open_point(
-                exported.variant, step=len(exported.lineage), baseline_run_id=baseline_run, data=inputs.data
-            )
-            info = point_run.log_model(
-                flavor.log_model,
-                exported,
-                params={**inputs.facts, **_point_params(exported, self.prepared), **self.digests(exported)},
-            )
-            self.points.append((Point(exported, point_run.run_id, info.model_uri), point_run))
-        with self.stages.time("check"):
-            point_run.set_tags(_reuse_tags(exported, self.prepared))
-            point_run.set_tags(self.check(exported, point_run, info.model_uri, sample))
-        logger.info("Logged %s as %s", exported.variant, info.model_uri)
-
-    def digests(self, exported: ExportedModel) -> dict[str, str]:
-        """What tells this model, and the one it is measured against, from all others."""
-        own = bundle.content_digest(exported.directory)
-        original = bundle.content_digest(self.points[0][0].exported.directory) if self.points else own
-        return {"slim.model.digest": own, "slim.baseline.digest": original}
-
-    @contextlib.contextmanager
-    def kept_if_not_logged(self, exported: ExportedModel) -> Iterator[None]:
-        """Moves a model that MLflow did not take (a server that went down, a full disk) to where it stays."""
-        try:
-            yield
-        except Exception:
-            try:
-                kept = Path(tempfile.mkdtemp(prefix="mlflow_slim-kept-")) / exported.directory.name
-                exported.directory.rename(kept)  # on the same disk, so it needs no space
-            except OSError as trouble:
-                logger.error("%s was not logged and could not be kept: %s", exported.variant, trouble)
-            else:
-                logger.error("%s was not logged. It is kept in %s", exported.variant, kept)
-            raise
-
-    def check(self, exported: ExportedModel, point_run: PointRun, uri: str, sample: Any) -> dict[str, str]:
-        """Tags that say whether the logged model, loaded in a fresh process, answers like the exported one."""
-        import numpy as np
-
-        predictor = load_backend(exported.backend).load(exported.directory, threads=self.threads)
-        here = predictor.predict(sample)
-        point_run.log_answers(*answers_to_probes(predictor, exported.spec))
-        try:
-            there = self.helper.outputs(bundle.find(self.download(uri)), sample)
-        except (MeasurementError, IntegrityError) as error:
-            why = f"it can't be loaded: {error}"
-        else:
-            if here.shape == there.shape and np.allclose(here, there, rtol=1e-4, atol=1e-4):
-                return {"slim.reload": "same", "slim.reload.max_abs_diff": f"{np.abs(here - there).max():.3g}"}
-            why = "its answers differ"
-        logger.warning("The logged model of %s is not what was exported: %s", exported.variant, why)
-        return {"slim.reload": "differs", "slim.reload.because": why}
+        """Makes a point of an exported model."""
+        self.logged.add(exported, inputs, self.prepared, self.stages)
 
     def measure(self, inputs: Inputs) -> list[Report]:
-        logger.info("Measuring %d points against the baseline, in turns", len(self.points))
+        logger.info("Measuring %d points against the baseline, in turns", len(self.logged.points))
         with self.stages.time("measure"):
             return measure_apart(
-                [point.exported for point, _ in self.points],
+                self.logged.exported,
                 self.recipe,
                 inputs,
                 self.threads,
@@ -443,7 +365,7 @@ class Flow:
 
         ledger = self.ledger(reports)
         with self.stages.time("log"), _printed_if_not_logged(reports):
-            for (_, point_run), report in zip(self.points, reports, strict=True):
+            for point_run, report in zip(self.logged.runs, reports, strict=True):
                 point_run.log_report(report)
                 point_run.finish()
             seconds = {f"stage/{name}_s": round(value, 3) for name, value in self.stages.seconds.items()}
@@ -471,7 +393,7 @@ class Flow:
         return Outcome(
             recipe=self.recipe,
             run_id=self.recipe_run.run_id,
-            points=tuple(point for point, _ in self.points),
+            points=tuple(self.logged.points),
             reports=tuple(reports),
             ledger=tuple(ledger),
             seconds=dict(self.stages.seconds),
@@ -481,7 +403,7 @@ class Flow:
 
     def ledger(self, reports: Sequence[Report]) -> list[Line]:
         """What each step did."""
-        return make_ledger([point.exported for point, _ in self.points], reports)
+        return make_ledger(self.logged.exported, reports)
 
     def frontier(self, ledger: Sequence[Line]) -> tuple[dict[str, list[dict[str, Any]]], dict[str, str]]:
         """The experiment's frontier, this recipe's points in it, as a table and as one HTML page."""
@@ -508,34 +430,7 @@ class Flow:
     def links(self) -> dict[str, str]:
         """Markdown links to the points' runs by variant."""
         experiment = self.recipe_run.experiment_id
-        return {run.variant: tracking.run_link(experiment, run.run_id, run.variant) for _, run in self.points}
-
-
-def _point_params(exported: ExportedModel, prepared: StepRecord | None) -> dict[str, Any]:
-    """What made this point and its baseline, and numbers that the steps found, as params of its run and its model."""
-    params: dict[str, Any] = {
-        "slim.backend": exported.backend,
-        "slim.task": exported.task,
-        "slim.variant": exported.variant,
-    }
-    if prepared is not None:
-        params["slim.baseline.technique"] = prepared.technique
-        params.update({f"slim.baseline.{key}": value for key, value in prepared.options.items() if value is not None})
-    for index, record in enumerate(exported.lineage):
-        params[f"slim.steps.{index}.technique"] = record.technique
-        params.update(
-            {f"slim.steps.{index}.{key}": value for key, value in record.options.items() if value is not None}
-        )
-        found = {key: value for key, value in record.notes.items() if isinstance(value, bool | int | float)}
-        params.update({f"slim.steps.{index}.found.{key}": value for key, value in found.items()})
-    return params
-
-
-def _reuse_tags(exported: ExportedModel, prepared: StepRecord | None) -> dict[str, str]:
-    """Says that the last step was not done in this run, so that its energy isn't counted twice over all runs."""
-    last = exported.lineage[-1] if exported.lineage else prepared
-    reused = last is not None and last.cost is not None and last.cost.reused
-    return {"slim.step.reused": "true", "slim.emissions.reused": "true"} if reused else {}
+        return {run.variant: tracking.run_link(experiment, run.run_id, run.variant) for run in self.logged.runs}
 
 
 def _check_fit(steps: Sequence[Technique], source: OptimizedModel) -> None:

@@ -144,7 +144,7 @@ class Frontier:
     @property
     def front(self) -> tuple[Ranked, ...]:
         """Those that nothing dominates."""
-        return tuple(ranked for ranked in self.points if ranked.placed.front != "dominated")
+        return tuple(ranked for ranked in self.points if ranked.placed.on_front)
 
     def rows(self) -> list[dict[str, Any]]:
         """One row of plain values a point, ranked or not; all rows have the same keys."""
@@ -272,7 +272,7 @@ def rank(
     sign = -1 if second.higher_is_better else 1
     order = ("sure", "possible", "dominated")
     ranked.sort(key=lambda one: (order.index(one.placed.front), sign * one.figures[second.metric].value))
-    kept = {one.placed.name for one in ranked if one.placed.front != "dominated"}
+    kept = {one.placed.name for one in ranked if one.placed.on_front}
     knee = find_knee([candidate for candidate in candidates if candidate.name in kept], wanted)
     margin = float(baseline.params.get("slim.measure.quality_margin", 0.0)) if baseline is not None else 0.0
     return Frontier(

@@ -10,181 +10,43 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-from pydantic import Field, ValidationError, field_validator
+from typing import TYPE_CHECKING, Any
 
 from .artifact import ExportedModel, OptimizedModel
 from .cache import StepCache, code_digest, content_key
 from .cached_steps import model_digest
 from .catalog import load_backend
-from .config import Options, Recipe, describe_faults, find_sweep, split_words
 from .dominance import Candidate, Figure, Placed, place
-from .errors import ConfigError, MissingDependency, SlimError
+from .errors import SlimError
 from .inputs import Inputs
+from .journal import Journal
 from .measure_apart import measure_apart
-from .pipeline import SAMPLE_ROWS, Flow, Outcome, run_flow
-from .safety import safe_yaml
-from .schema import HEADLINE, Meaning, check_metrics, meaning, objective
-from .space import Range, Space, Variant, plain
+from .pipeline import Flow, Outcome, run_flow
+from .point_log import SAMPLE_ROWS
+from .samplers import find_optuna, make_sampler
+from .schema import HEADLINE, Meaning, meaning, objective
+from .search import SCREENED, Sweep
+from .space import Variant
 
 if TYPE_CHECKING:
     from .ledger import Line
     from .measurement.report import Report
 
-__all__ = ["Search", "Sweep", "sweep"]
+__all__ = ["sweep"]
 
 logger = logging.getLogger(__name__)
-SCREENED = ("quality", "latency", "throughput", "speedup", "size")
-"""Figures that screening gives."""
 SCREEN_S = 1.0
 """Seconds of timing per point and scenario when a variant is screened."""
 
 
 _Spent = tuple[float, "float | None"]
 """Seconds and kWh of one step; None where its energy was not measured."""
-
-
-class Search(Options):
-    """How the space is searched, and when that ends."""
-
-    sampler: Literal["grid", "random", "tpe", "nsga2"] = Field("grid", description="How variants are picked.")
-    max_trials: int | None = Field(
-        None, ge=1, le=10_000, description="Most variants to try; default: grid all, else 40."
-    )
-    budget_minutes: float | None = Field(
-        None, gt=0, description="No new variant is begun after this long; certifying the finalists comes on top."
-    )
-    budget_kwh: float | None = Field(
-        None, gt=0, description="No new variant is begun once steps took this much energy."
-    )
-    objectives: tuple[str, ...] = Field(("quality", "latency", "size"), description="Figures to choose finalists by.")
-    finalists: int = Field(5, ge=1, le=50, description="Most variants to measure whole in the end.")
-
-    _words = field_validator("objectives", mode="before")(split_words)
-
-    @field_validator("objectives")
-    @classmethod
-    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        check_metrics(value)
-        known = {meaning(name).metric for name in SCREENED}
-        other = [name for name in value if meaning(name).metric not in known and not name.startswith("quality/")]
-        if other:
-            raise ValueError(
-                f"Screening gives {', '.join(SCREENED)}, not {', '.join(other)}. Compare by them afterwards."
-            )
-        if len(value) > 3:
-            raise ValueError("More than three objectives leave nearly every variant on the front. Name three at most.")
-        return value
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """A checked sweep.
-
-    Attributes:
-        recipe: What all variants share: model, data, columns, measuring; without steps.
-        search: How to search.
-        space: What to search.
-    """
-
-    recipe: Recipe
-    search: Search
-    space: Space
-
-    @classmethod
-    def load(cls, source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Sweep:
-        """From a YAML file, the name of a shipped sweep (``sweep.small``) or a mapping, with dotted overrides.
-
-        ``search.<option>``, and ``max_trials``, ``budget_minutes`` and ``budget_kwh`` by themselves, are of the search;
-        everything else is as in a recipe.
-
-        Raises:
-            ConfigError: Something is wrong, or a variant of the space can't be done; every fault is named.
-            InputNotFound: There is no such file.
-        """
-        if isinstance(source, Mapping):
-            content = dict(source)
-        else:
-            path = find_sweep(source)
-            loaded = safe_yaml(path.read_text(encoding="utf-8-sig"))
-            if not isinstance(loaded, dict):
-                raise ConfigError(f"{path} is no sweep. Write 'space: ...' and so on, one a line.")
-            content = {"name": path.stem if path.parent.name != "sweeps" else f"sweep.{path.stem}", **loaded}
-        faults: list[str] = []
-        short = {"max_trials", "budget_minutes", "budget_kwh"}
-        search, rest = dict(content.pop("search", None) or {}), {}
-        for key, value in (overrides or {}).items():
-            if key.startswith("search.") or key in short:
-                if value != "":
-                    search[key.removeprefix("search.")] = value
-            else:
-                rest[key] = value
-        raw_space = content.pop("space", None)
-        for key in ("steps", "against", "output"):
-            if content.pop(key, None) or rest.get(key):
-                faults.append(f"A sweep has no {key}. Write chains as space, and promote what it finds.")
-        checked: Search | None = None
-        try:
-            checked = Search.read(search)
-        except ConfigError as error:
-            faults += [f"search.{fault}" for fault in error.faults]
-        recipe: Recipe | None = None
-        try:
-            recipe = Recipe.load(content, rest)
-        except ConfigError as error:
-            faults += error.faults
-        space: Space | None = None
-        try:
-            space = Space.read(raw_space, recipe.export.backends if recipe is not None else ("onnxruntime",))
-        except ConfigError as error:
-            faults += error.faults
-        if space is not None and recipe is not None:
-            faults += _space_faults(recipe, space)
-        if faults:
-            raise ConfigError(list(dict.fromkeys(faults)))
-        assert checked is not None and recipe is not None and space is not None
-        return cls(recipe, checked, space)
-
-    def recipe_of(self, variant: Variant) -> Recipe:
-        """The recipe that makes one variant."""
-        content = {**self.recipe.resolved(), "steps": [dict(step) for step in variant.steps]}
-        content["export"] = {"backends": [variant.backend], "baseline": False}
-        return Recipe.load(content)
-
-    def resolved(self) -> dict[str, Any]:
-        """All of it as plain values."""
-        return {
-            **self.recipe.resolved(),
-            "search": self.search.model_dump(mode="json"),
-            "space": plain(self.space.chains),
-        }
-
-
-def _space_faults(recipe: Recipe, space: Space) -> list[str]:
-    """What is wrong with any choice of any chain; each choice is looked at once, by itself."""
-    shared = Sweep(recipe, Search(), space)
-    faults: list[str] = []
-    bad: set[tuple[int, str]] = set()
-    for variant in space.probes():
-        try:
-            shared.recipe_of(variant)
-        except ConfigError as error:
-            for fault in error.faults:
-                if (variant.chain, fault) not in bad:
-                    bad.add((variant.chain, fault))
-                    faults.append(f"space[{variant.chain}] on {variant.backend}: {fault}")
-        except (TypeError, ValidationError) as error:
-            text = describe_faults(error, Recipe) if isinstance(error, ValidationError) else [str(error)]
-            faults += [f"space[{variant.chain}]: {fault}" for fault in text]
-    return faults
 
 
 def sweep(source: Sweep | str | Path | Mapping[str, Any] = "sweep.small", **overrides: Any) -> Outcome:
@@ -204,7 +66,7 @@ def sweep(source: Sweep | str | Path | Mapping[str, Any] = "sweep.small", **over
     """
     chosen = source if isinstance(source, Sweep) else Sweep.load(source, overrides)
     if chosen.search.sampler in ("tpe", "nsga2"):
-        _optuna()
+        find_optuna()
     return run_flow(
         chosen.recipe,
         lambda *parts: _SweepFlow(chosen, *parts),
@@ -250,7 +112,7 @@ class _SweepFlow(Flow):
         original, _ = self.baseline(inputs)
         self.original = original
         self.add(original, "torch", inputs)
-        baseline = self.points[0][0].exported
+        baseline = self.logged.exported[0]
         # A quick session takes a quarter of the seconds.
         cheap = {"quick": True, "timing_s": 4 * SCREEN_S, "energy_s": 0.0, "fresh_starts": 0, "batch_size": 8}
 
@@ -268,15 +130,15 @@ class _SweepFlow(Flow):
                 self.say(f"Trial {trial.number + 1}, {trial.variant.title}, could not be made again: {error}")
                 continue
             self.log(exported, inputs)
-            self.points[-1][1].set_tags({"slim.trial": str(trial.number + 1), "slim.choices": trial.variant.chosen})
+            self.logged.runs[-1].set_tags({"slim.trial": str(trial.number + 1), "slim.choices": trial.variant.chosen})
         for trial in self.trials:
             if trial.exported is not None and trial not in finalists:
                 shutil.rmtree(trial.exported.directory, ignore_errors=True)
 
     def _search(self, inputs: Inputs, screen: Callable[[ExportedModel], Report]) -> None:
         begun = time.monotonic()
-        journal = _Journal(self._journal_path(inputs))
-        sampler = _sampler(self.sweep, self.recipe.seed)
+        journal = Journal(self._journal_path(inputs))
+        sampler = make_sampler(self.sweep.search, self.sweep.space, self.recipe.seed)
         known = journal.read()
         if known:
             self.say(f"{len(known)} variants of this sweep were screened before and are not tried again.")
@@ -296,7 +158,7 @@ class _SweepFlow(Flow):
             self.trials.append(trial)
             if not self.meanings and trial.figures:
                 self.meanings = self._meanings(trial)
-            sampler.tell(trial, self.meanings)
+            sampler.tell(self._values(trial))
             self._progress(trial, known=entry is not None)
 
     def _try(self, trial: _Trial, inputs: Inputs, screen: Callable[[ExportedModel], Report]) -> None:
@@ -375,17 +237,21 @@ class _SweepFlow(Flow):
         quality = next((metric for metric in trial.figures if metric.startswith("quality/")), "quality/accuracy")
         return tuple(meaning(name, headline=quality.removeprefix("quality/")) for name in self.sweep.search.objectives)
 
+    def _values(self, trial: _Trial) -> list[float] | None:
+        """What a trial came to, in the objectives' order; None when it lacks one of them."""
+        if not self.meanings or any(m.metric not in trial.figures for m in self.meanings):
+            return None
+        return [trial.figures[m.metric].value for m in self.meanings]
+
     def _placed(self) -> list[tuple[_Trial, Placed]]:
         """Trials that have every figure, with their places."""
-        if not self.meanings:
-            return []
-        whole = [t for t in self.trials if all(m.metric in t.figures for m in self.meanings)]
+        whole = [trial for trial in self.trials if self._values(trial) is not None]
         found = place([Candidate(str(t.number), t.figures) for t in whole], [objective(m) for m in self.meanings])
         return list(zip(whole, found, strict=True))
 
     def _finalists(self) -> list[_Trial]:
         """The front of what was screened, the likeliest first, no more than asked for."""
-        front = [(trial, where) for trial, where in self._placed() if where.front != "dominated"]
+        front = [(trial, where) for trial, where in self._placed() if where.on_front]
         front.sort(key=lambda pair: (-pair[1].p_front, pair[0].number))
         chosen = [trial for trial, _ in front[: self.sweep.search.finalists]]
         if not chosen:
@@ -405,7 +271,7 @@ class _SweepFlow(Flow):
         )
         how = "known from before" if known else f"{trial.seconds:.0f} s"
         logger.info("Trial %d, %s: %s (%s)", trial.number + 1, trial.variant.title, figures, how)
-        front = [str(t.number + 1) for t, where in self._placed() if where.front != "dominated"]
+        front = [str(t.number + 1) for t, where in self._placed() if where.on_front]
         logger.info("  front so far: trials %s", ", ".join(front) or "none")
 
     def ledger(self, reports: Sequence[Report]) -> list[Line]:
@@ -433,7 +299,7 @@ class _SweepFlow(Flow):
 
     def extra_metrics(self) -> dict[str, float]:
         """What the search took and how much of it led nowhere."""
-        front = {trial.number for trial, where in self._placed() if where.front != "dominated"}
+        front = {trial.number for trial, where in self._placed() if where.on_front}
         wasted = _wasted(self.spent, [t for t in self.trials if t.number in front])
         found = {
             "sweep/trials": float(len(self.trials)),
@@ -501,127 +367,3 @@ def _screened(report: Report) -> dict[str, Figure]:
             low, high = value - delta + ends[0], value - delta + ends[1]
         found[metric] = Figure(value, min(low, value), max(high, value))
     return found
-
-
-class _Journal:
-    """Screened variants, one JSON line each, so that a killed sweep loses at most the one it was at."""
-
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
-
-    def read(self) -> dict[str, Mapping[str, Sequence[float]]]:
-        """Figures by variant; a line cut off by a kill is passed over."""
-        found: dict[str, Mapping[str, Sequence[float]]] = {}
-        if self.path is None or not self.path.exists():
-            return found
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                entry = json.loads(line)
-                found[str(entry["variant"])] = {k: [float(x) for x in v] for k, v in entry["figures"].items()}
-            except (ValueError, KeyError, TypeError, AttributeError):
-                continue
-        return found
-
-    def add(self, variant: str, figures: Mapping[str, Figure]) -> None:
-        """Appends one line and sees it on the disk."""
-        if self.path is None:
-            return
-        values = {metric: [figure.value, *figure.ends] for metric, figure in figures.items()}
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                # The new line goes first: the one before may have been cut off.
-                file.write("\n" + json.dumps({"variant": variant, "figures": values}))
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            logger.warning("The sweep could not be noted for another time: %s", error)
-
-
-# --- Samplers -------------------------------------------------------------------------------------------------------
-
-
-class _Listed:
-    """Variants known beforehand."""
-
-    def __init__(self, variants: Sequence[Variant]) -> None:
-        self._variants = variants
-
-    def variants(self) -> Iterator[Variant]:
-        return iter(self._variants)
-
-    def tell(self, trial: _Trial, meanings: Sequence[Meaning]) -> None:
-        """Nothing to learn."""
-
-
-class _Learning:
-    """Variants from an Optuna sampler that sees what became of the ones before."""
-
-    def __init__(self, space: Space, sampler: str, count: int, seed: int, objectives: Sequence[str]) -> None:
-        optuna = _optuna()
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        kinds = {"tpe": optuna.samplers.TPESampler, "nsga2": optuna.samplers.NSGAIISampler}
-        directions = ["maximize" if meaning(name).higher_is_better else "minimize" for name in objectives]
-        self._study = optuna.create_study(directions=directions, sampler=kinds[sampler](seed=seed))
-        self._space, self._count = space, count
-        self._asked: Any = None
-
-    def variants(self) -> Iterator[Variant]:
-        seen: set[str] = set()
-        for _ in range(4 * self._count):  # a sampler may ask for the same variant again
-            if len(seen) >= self._count:
-                return
-            self._asked = self._study.ask()
-            variant = self._space.choose(self._decide)
-            if variant.key in seen:
-                self._study.tell(self._asked, state=_optuna().trial.TrialState.FAIL)
-                continue
-            seen.add(variant.key)
-            yield variant
-
-    def _decide(self, name: str, choice: Any) -> Any:
-        if isinstance(choice, Range):
-            if choice.is_whole:
-                step = 1 if choice.log else int(choice.step or 1)
-                return self._asked.suggest_int(name, int(choice.low), int(choice.high), step=step, log=choice.log)
-            return self._asked.suggest_float(
-                name, choice.low, choice.high, step=None if choice.log else choice.step, log=choice.log
-            )
-        # Optuna takes plain values only: a list of layers is chosen by its place.
-        return choice[self._asked.suggest_categorical(name, list(range(len(choice))))]
-
-    def tell(self, trial: _Trial, meanings: Sequence[Meaning]) -> None:
-        values = [trial.figures[m.metric].value for m in meanings if m.metric in trial.figures]
-        if trial.failed or not meanings or len(values) < len(meanings):
-            self._study.tell(self._asked, state=_optuna().trial.TrialState.FAIL)
-        else:
-            self._study.tell(self._asked, values)
-
-
-def _sampler(sweep: Sweep, seed: int) -> _Listed | _Learning:
-    search, space = sweep.search, sweep.space
-    if search.sampler == "grid":
-        return _Listed(space.grid()[: search.max_trials])
-    count = search.max_trials or 40
-    if search.sampler == "random":
-        import numpy as np
-
-        rng = np.random.default_rng(seed)
-        drawn: dict[str, Variant] = {}
-        for _ in range(20 * count):
-            variant = space.draw(rng)
-            drawn.setdefault(variant.key, variant)
-            if len(drawn) == count:
-                break
-        return _Listed(list(drawn.values()))
-    return _Learning(space, search.sampler, count, seed, search.objectives)
-
-
-def _optuna() -> Any:
-    try:
-        import optuna
-    except ImportError as error:
-        raise MissingDependency(
-            "The samplers tpe and nsga2 need optuna. Install it with: pip install 'mlflow_slim[sweep]', or write "
-            "search.sampler=random."
-        ) from error
-    return optuna

@@ -10,7 +10,7 @@ from mlflow_slim.comparison import CompareOptions
 from mlflow_slim.config import Recipe, recipe_names
 from mlflow_slim.errors import ConfigError, InputNotFound
 from mlflow_slim.promotion import PromoteOptions
-from mlflow_slim.sweeping import Search
+from mlflow_slim.search import Search
 
 ROOT = Path(__file__).parent.parent
 DISTILL = {"name": "d", "steps": [{"technique": "distill.logits"}]}

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from mlflow_slim.errors import ConfigError
+from mlflow_slim.search import Search, Sweep
 from mlflow_slim.space import Range, Space
-from mlflow_slim.sweeping import Search, Sweep
 
 CHAINS: list[Any] = [
     [],

@@ -13,7 +13,7 @@ from test_pipeline import BUDGET, reviews, store, write_reviews  # noqa: F401
 import mlflow_slim as slim
 from mlflow_slim import sweeping
 from mlflow_slim.cli import main
-from mlflow_slim.sweeping import Sweep
+from mlflow_slim.search import Sweep
 
 SPACE: list[Any] = [
     [],
