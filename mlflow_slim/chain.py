@@ -12,7 +12,16 @@ __all__ = ["chain_faults"]
 def chain_faults(steps: Sequence[Technique], backends: Sequence[str]) -> list[str]:
     """One sentence for each thing that is wrong; empty when the chain makes sense."""
     faults = []
+    sparse: Technique | None = None
     for index, step in enumerate(steps):
+        if getattr(step, "leaves_zeros", False):
+            sparse = step
+        elif sparse is not None and _trains(step):
+            faults.append(
+                f"steps[{index}] {step.name!r} trains every weight, and the zeros of {sparse.name!r} before it would "
+                f"be lost. Put {sparse.name!r} after it"
+                + (", or write recovery=none." if hasattr(step, "recovery") else ".")
+            )
         runs_on: tuple[str, ...] = getattr(step, "runs_on", ())
         if not runs_on:
             continue
@@ -28,3 +37,7 @@ def chain_faults(steps: Sequence[Technique], backends: Sequence[str]) -> list[st
                 f"Write export.backends={','.join(name for name in backends if name in runs_on) or runs_on[0]}."
             )
     return faults
+
+
+def _trains(step: Technique) -> bool:
+    return hasattr(step, "epochs") and getattr(step, "recovery", "") != "none"

@@ -343,10 +343,15 @@ class Flow:
         self.logged.add(exported, inputs, self.prepared, self.stages)
 
     def measure(self, inputs: Inputs) -> list[Report]:
-        logger.info("Measuring %d points against the baseline, in turns", len(self.logged.points))
+        """One report for each point that was logged."""
+        return self.measure_together(self.logged.exported, inputs)
+
+    def measure_together(self, points: Sequence[ExportedModel], inputs: Inputs) -> list[Report]:
+        """One report a point, the baseline's first."""
+        logger.info("Measuring %d points against the baseline, in turns", len(points))
         with self.stages.time("measure"):
             return measure_apart(
-                self.logged.exported,
+                points,
                 self.recipe,
                 inputs,
                 self.threads,

@@ -13,7 +13,7 @@ import logging
 import shutil
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,10 +23,11 @@ from .cache import StepCache, code_digest, content_key
 from .cached_steps import model_digest
 from .catalog import load_backend
 from .dominance import Candidate, Figure, Placed, place
-from .errors import SlimError
+from .errors import MeasurementError, SlimError
 from .inputs import Inputs
 from .journal import Journal
 from .measure_apart import measure_apart
+from .measurement.report import Report
 from .pipeline import Flow, Outcome, run_flow
 from .point_log import SAMPLE_ROWS
 from .samplers import find_optuna, make_sampler
@@ -36,7 +37,6 @@ from .space import Variant
 
 if TYPE_CHECKING:
     from .ledger import Line
-    from .measurement.report import Report
 
 __all__ = ["sweep"]
 
@@ -112,15 +112,7 @@ class _SweepFlow(Flow):
         original, _ = self.baseline(inputs)
         self.original = original
         self.add(original, "torch", inputs)
-        baseline = self.logged.exported[0]
-        # A quick session takes a quarter of the seconds.
-        cheap = {"quick": True, "timing_s": 4 * SCREEN_S, "energy_s": 0.0, "fresh_starts": 0, "batch_size": 8}
-
-        def screen(exported: ExportedModel) -> Report:
-            pair, rows = [baseline, exported], inputs.data.validation
-            return measure_apart(pair, self.recipe, inputs, self.threads, self.helper, rows=rows, changes=cheap)[1]
-
-        self._search(inputs, screen)
+        self._search(inputs)
         finalists = self._finalists()
         self.say(_account(self.trials, finalists, self.spent))
         for trial in finalists:
@@ -135,7 +127,37 @@ class _SweepFlow(Flow):
             if trial.exported is not None and trial not in finalists:
                 shutil.rmtree(trial.exported.directory, ignore_errors=True)
 
-    def _search(self, inputs: Inputs, screen: Callable[[ExportedModel], Report]) -> None:
+    def screen(self, exported: ExportedModel, inputs: Inputs) -> Report:
+        """A short measurement of one variant against the original, on validation rows."""
+        # A quick session takes a quarter of the seconds.
+        cheap = {"quick": True, "timing_s": 4 * SCREEN_S, "energy_s": 0.0, "fresh_starts": 0, "batch_size": 8}
+        pair, rows = [self.logged.exported[0], exported], inputs.data.validation
+        with self.stages.time("screen"):
+            return measure_apart(pair, self.recipe, inputs, self.threads, self.helper, rows=rows, changes=cheap)[1]
+
+    def measure(self, inputs: Inputs) -> list[Report]:
+        """Certifies all finalists together, so that they can be compared; without those that can't be measured."""
+        try:
+            return super().measure(inputs)
+        except MeasurementError as error:
+            together = error
+        failed: dict[int, str] = {}
+        for number, exported in enumerate(self.logged.exported[1:], start=1):
+            try:
+                self.screen(exported, inputs)
+            except MeasurementError as error:
+                failed[number] = str(error)
+                self.say(f"{exported.variant} can't be measured any more and has no figures: {error}")
+        rest = [exported for number, exported in enumerate(self.logged.exported) if number not in failed]
+        if not failed or len(rest) < 2:  # then it is none of them by itself
+            raise together
+        reports = iter(self.measure_together(rest, inputs))
+        return [
+            Report(exported.variant, {}, {"slim.measure.failed": failed[number]}) if number in failed else next(reports)
+            for number, exported in enumerate(self.logged.exported)
+        ]
+
+    def _search(self, inputs: Inputs) -> None:
         begun = time.monotonic()
         journal = Journal(self._journal_path(inputs))
         sampler = make_sampler(self.sweep.search, self.sweep.space, self.recipe.seed)
@@ -152,7 +174,7 @@ class _SweepFlow(Flow):
                 if why:
                     self.say(f"{why}; {len(self.trials)} variants were tried.")
                     break
-                self._try(trial, inputs, screen)
+                self._try(trial, inputs)
                 if not trial.failed:
                     journal.add(variant.key, trial.figures)
             self.trials.append(trial)
@@ -161,13 +183,11 @@ class _SweepFlow(Flow):
             sampler.tell(self._values(trial))
             self._progress(trial, known=entry is not None)
 
-    def _try(self, trial: _Trial, inputs: Inputs, screen: Callable[[ExportedModel], Report]) -> None:
+    def _try(self, trial: _Trial, inputs: Inputs) -> None:
         start = time.monotonic()
         try:
             trial.exported = self._make(trial.variant, inputs)
-            with self.stages.time("screen"):
-                report = screen(trial.exported)
-            trial.figures = _screened(report)
+            trial.figures = _screened(self.screen(trial.exported, inputs))
         except Exception as error:  # one variant that can't be done is a finding
             trial.failed = f"{type(error).__name__}: {error}".splitlines()[0][:300]
             text = traceback.format_exc()

@@ -129,3 +129,24 @@ def test_nothing_follows_what_exists_for_a_runtime_only(name: str) -> None:
     steps = [{"technique": name}, {"technique": "prune.width"}]
     with pytest.raises(ConfigError, match=rf"can't follow '{name}'"):
         Recipe.load({"model": "demo", "data": "demo", "steps": steps})
+
+
+@pytest.mark.parametrize(
+    ("then", "refused"),
+    [
+        ({"technique": "distill.logits"}, True),
+        ({"technique": "finetune.full"}, True),
+        ({"technique": "prune.heads"}, True),
+        ({"technique": "prune.heads", "recovery": "none"}, False),
+        ({"technique": "quantize.dynamic"}, False),
+        ({"technique": "prune.magnitude", "sparsity": 0.7}, False),
+    ],
+)
+def test_training_that_would_fill_zeros_is_refused(then: dict[str, object], refused: bool) -> None:
+    steps = [{"technique": "prune.magnitude"}, then]
+    recipe = {"model": "demo", "data": "demo", "steps": steps}
+    if not refused:
+        assert len(Recipe.load(recipe).steps) == 2
+        return
+    with pytest.raises(ConfigError, match=r"the zeros of 'prune\.magnitude' before it would be lost"):
+        Recipe.load(recipe)

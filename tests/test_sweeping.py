@@ -88,6 +88,34 @@ def test_finalists_are_points_measured_on_test(swept: Any, store: Any) -> None: 
     assert any("variants screened" in note for note in swept.notes)
 
 
+def test_a_finalist_that_kills_measuring_loses_its_own_figures_only(
+    store: Any,  # noqa: F811
+    reviews: Path,  # noqa: F811
+    tiny_classifier_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    log = sweeping._SweepFlow.log
+    harmed: list[str] = []
+
+    def log_and_harm(self: Any, exported: Any, inputs: Any) -> None:
+        log(self, exported, inputs)
+        if len(self.logged.points) == 2:  # the first finalist
+            next(exported.directory.rglob("model.safetensors")).write_bytes(b"")
+            harmed.append(self.logged.points[-1].run_id)
+
+    monkeypatch.setattr(sweeping._SweepFlow, "log", log_and_harm)
+    monkeypatch.setattr(sweeping._SweepFlow, "_finalists", lambda self: self.trials)
+    space = [[{"technique": "prune.width", "sparsity": share, "recovery": "none"}] for share in (0.25, 0.5)]
+    outcome = slim.sweep(content(tiny_classifier_dir, reviews, space=space))
+    assert [bool(report.metrics) for report in outcome.reports] == [True, False, True]
+    run = store.get_run(harmed[0])
+    assert not any(name.startswith("quality/") for name in run.data.metrics)
+    assert "slim.measure.failed" in run.data.tags
+    assert any("has no figures" in note for note in outcome.notes)
+    left_out = {one.point.run_id: one.reason for one in slim.frontier("slim").rest}
+    assert left_out[harmed[0]]
+
+
 @pytest.mark.slow
 def test_a_shared_beginning_is_done_once(
     store: Any,  # noqa: F811

@@ -10,29 +10,28 @@ Half-precision weights are widened to float32, because onnxruntime's CPU kernels
 from __future__ import annotations
 
 import contextlib
-import copy
 import importlib.util
 import io
 import logging
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .. import bundle
 from ..artifact import ExportedModel, OptimizedModel
-from ..errors import ConfigError, ExportError, IntegrityError, ModelError
+from ..errors import ConfigError, ExportError, IntegrityError
+from ..graph_export import Traceable, export_graph
 from ..interfaces import Kind, Scheme
 from ..onnx_quantization import quantize_graph, weighted_nodes
-from ..runtime import BundleError, Predictor, tasks
+from ..runtime import BundleError, Predictor
 from ..runtime import load as load_bundle
 from ..runtime.bundle import read_bundle
 from ..runtime.encoder import TokenizerFile
 from ..runtime.onnx_engine import MODEL, OnnxEngine
-from ..runtime.torch_engine import TorchEngine
 
 __all__ = ["BACKEND", "OnnxRuntimeBackend"]
 
@@ -44,10 +43,6 @@ _FUSED_AS_BERT = frozenset(
 )
 # protobuf ends at 2 GiB; beyond this the weights go into a file beside the graph
 _ONE_FILE_BYTES = 1_800_000_000
-# of the outputs, against the float32 model; measured differences of fp32 exports are about 2e-6
-_TOLERANCE = 1e-3
-# against the source itself when its weights were half precision
-_HALF_TOLERANCE = {"float16": 2e-2, "bfloat16": 1e-1}
 # onnxruntime's fusions log under their bare file names
 _NOISY = (
     "torch.onnx",
@@ -86,35 +81,22 @@ def _quiet() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
-def _trace(model: Any, output: str, example: Mapping[str, Any], target: Path) -> None:
-    """Writes the plain graph of ``model`` to ``target``."""
+def _trace(ready: Traceable, target: Path) -> None:
+    """Writes the plain graph of a model to ``target``."""
     import torch
 
-    names = list(example)
-
-    class Answer(torch.nn.Module):
-        """The model with positional inputs and one output."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, *arrays: Any) -> Any:
-            return getattr(self.model(**dict(zip(names, arrays, strict=True))), output)
-
     axes = {0: "batch", 1: "sequence"}
-    # An eval'ed wrapper: the exporter puts modules back into the wrapper's mode, recursively.
     program: Any = torch.onnx.export(
-        Answer().eval(),
-        tuple(torch.from_numpy(array) for array in example.values()),
+        ready.module,
+        ready.tensors,
         dynamo=True,
         opset_version=_OPSET,
-        input_names=names,
-        output_names=[output],
-        dynamic_shapes=(tuple(axes for _ in names),),
+        input_names=list(ready.example),
+        output_names=[ready.output],
+        dynamic_shapes=(tuple(axes for _ in ready.example),),
         verbose=False,
     )
-    size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    size = sum(weight.numel() * weight.element_size() for weight in ready.model.parameters())
     program.save(str(target), external_data=size > _ONE_FILE_BYTES)
 
 
@@ -155,6 +137,12 @@ class _Known:
         return self.ranges
 
 
+def _threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
 class OnnxRuntimeBackend:
     """Writes and runs ONNX."""
 
@@ -184,54 +172,31 @@ class OnnxRuntimeBackend:
                 differently.
             ModelError: There is no fast tokenizer or no padding token, or ``max_length`` is beyond the model.
         """
-        import torch
-
         if source.builds:
             return bundle.adopt(source, directory, backend=self.name)
-        bundle.check_labels(source)
-        task = tasks.find(source.task)
-        dtype = str(source.model.dtype).removeprefix("torch.")
-        threads = torch.get_num_threads()
-        notes: dict[str, Any] = {"opset": _OPSET, "source_dtype": dtype, "torch": torch.__version__}
-        with bundle.staged(Path(directory)) as work, bundle.evaluating(source.model):
-            inputs = bundle.save_tokenizer(source, work, sample, whole=False)
-            encode = TokenizerFile(work / "tokenizer.json", inputs, max_length=int(source.spec["max_length"]))
-            model = source.model
-            if dtype != "float32" or model.device.type != "cpu":
-                model = copy.deepcopy(model).to("cpu", torch.float32)
-                notes["widened"] = f"{dtype} to float32"
-            expected = TorchEngine(model, output=task.OUTPUT, threads=threads)
-            example = encode(list(sample[:2]) or [""])
-            if len(next(iter(example.values()))) == 1:  # the exporter takes an axis of length 1 for a constant
-                example = encode([*sample[:1], *sample[:1]])
-            self._check_length(expected, encode, sample, source)
-            with tempfile.TemporaryDirectory(prefix=".trace-", dir=work) as scratch, _quiet():
-                plain = Path(scratch) / MODEL
-                try:
-                    _trace(model, task.OUTPUT, example, plain)
-                except OSError:
-                    raise
-                except Exception as error:  # the exporter raises many kinds of its own
-                    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-                    raise ExportError(
-                        f"torch.onnx can't export {type(source.model).__name__}: {reason}. Use the torch backend."
-                    ) from error
-                notes |= self._place(source, plain, work, expected, encode, sample, threads)
-            if dtype in _HALF_TOLERANCE:
-                own, graph = (
-                    TorchEngine(source.model, output=task.OUTPUT, threads=threads),
-                    OnnxEngine(work / MODEL, threads=threads),
-                )
-                notes["max_abs_diff_to_source"] = bundle.compare(
-                    lambda texts: own.forward(encode(texts)),
-                    lambda texts: graph.forward(encode(texts)),
-                    sample,
-                    max_length=int(source.spec["max_length"]),
-                    tolerance=_HALF_TOLERANCE[dtype],
-                    what="The ONNX model",
-                )
-            bundle.write(source, work, backend=self.name, inputs=inputs, notes=notes)
-        return bundle.read(directory, verify=False)
+        return export_graph(
+            source,
+            directory,
+            sample,
+            backend=self.name,
+            write=self._write,
+            open_graph=lambda folder: OnnxEngine(folder / MODEL, threads=_threads()).forward,
+        )
+
+    def _write(self, ready: Traceable, work: Path) -> dict[str, Any]:
+        """Puts the graph into ``work``; what to note about it."""
+        with tempfile.TemporaryDirectory(prefix=".trace-", dir=work) as scratch, _quiet():
+            plain = Path(scratch) / MODEL
+            try:
+                _trace(ready, plain)
+            except OSError:
+                raise
+            except Exception as error:  # the exporter raises many kinds of its own
+                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                raise ExportError(
+                    f"torch.onnx can't export {type(ready.model).__name__}: {reason}. Use the torch backend."
+                ) from error
+            return {"opset": _OPSET, **self._place(ready, plain, work)}
 
     def quantizable(self, exported: ExportedModel, source: OptimizedModel, kind: Kind) -> list[str]:
         """Names of the modules of ``source.model`` whose matrices can be quantized, in the graph's order."""
@@ -282,46 +247,16 @@ class OnnxRuntimeBackend:
             self._known = _Known(of, weighted_nodes(exported.directory / MODEL, source.model, kind))
         return self._known
 
-    def _check_length(
-        self, engine: TorchEngine, encode: TokenizerFile, sample: Sequence[Any], source: OptimizedModel
-    ) -> None:
-        max_length = int(source.spec["max_length"])
-        long = bundle.lengthened(sample[0] if len(sample) else "a", max_length)
-        try:
-            engine.forward(encode([long]))
-        except (IndexError, RuntimeError) as error:
-            raise ModelError(
-                f"{type(source.model).__name__} can't take max_length={max_length} tokens ({error}). "
-                "Write a smaller max_length."
-            ) from error
-
-    def _place(
-        self,
-        source: OptimizedModel,
-        plain: Path,
-        work: Path,
-        expected: TorchEngine,
-        encode: TokenizerFile,
-        sample: Sequence[Any],
-        threads: int,
-    ) -> dict[str, Any]:
+    def _place(self, ready: Traceable, plain: Path, work: Path) -> dict[str, Any]:
         """Puts the fused graph, or else the plain one, into ``work``; what to note about it."""
 
         def difference(path: Path) -> float:
-            engine = OnnxEngine(path, threads=threads)
-            return bundle.compare(
-                lambda texts: expected.forward(encode(texts)),
-                lambda texts: engine.forward(encode(texts)),
-                sample,
-                max_length=int(source.spec["max_length"]),
-                tolerance=_TOLERANCE,
-                what="The ONNX model",
-            )
+            return ready.difference(OnnxEngine(path, threads=_threads()).forward, "The ONNX model")
 
-        kind = source.model.config.model_type
+        kind = ready.model.config.model_type
         if kind in _FUSED_AS_BERT:
             try:
-                counts = _fuse(source.model.config, plain, work / MODEL)
+                counts = _fuse(ready.model.config, plain, work / MODEL)
                 return {"fused": counts, "max_abs_diff": difference(work / MODEL)}
             except OSError:
                 raise

@@ -34,6 +34,8 @@ class PruneMagnitude(Recovery):
     """Sets the smallest weights of the layers' matrices to zero, then trains the others."""
 
     name: ClassVar[str] = "prune.magnitude"
+    leaves_zeros: ClassVar[bool] = True
+    """A later step that trains would fill them."""
 
     sparsity: float = Field(0.5, gt=0, lt=1, description="Share of weights to set to zero; a pattern says it instead.")
     scope: Literal["layer", "global"] = Field(
