@@ -169,16 +169,12 @@ def _frame(features: Any) -> pd.DataFrame:
 
 
 def _labels(answers: Any) -> np.ndarray:
-    """One label a row, as text: the column ``label`` or the first one; the largest of several scores."""
+    """One label a row, as text; see `answers_of`."""
     import numpy as np
-    import pandas as pd
 
-    if isinstance(answers, pd.DataFrame):
-        answers = answers["label"] if "label" in answers.columns else answers.iloc[:, 0]
-    found = np.asarray(answers)
-    if found.ndim == 2:
-        found = found.argmax(axis=1) if found.shape[1] > 1 else found[:, 0]
-    return np.array([str(value) for value in found.tolist()])
+    from .backends.pyfunc import answers_of
+
+    return np.array([str(value) for value in answers_of(answers)])
 
 
 def _quality(

@@ -65,7 +65,14 @@ def check_output(output: str | None) -> None:
         raise ConfigError(f"output {str(path)!r} can't be made: {reason}. Name another folder.") from error
 
 
-def load_inputs(recipe: Recipe, folder: Path, download: Download, *, spec: Mapping[str, Any] | None = None) -> Inputs:
+def load_inputs(
+    recipe: Recipe,
+    folder: Path,
+    download: Download,
+    *,
+    spec: Mapping[str, Any] | None = None,
+    with_model: bool = True,
+) -> Inputs:
     """Everything a recipe works on.
 
     Files are looked for and rows are read before the model's weights, so that a wrong name costs seconds.
@@ -75,6 +82,7 @@ def load_inputs(recipe: Recipe, folder: Path, download: Download, *, spec: Mappi
         folder: A temporary folder for models put together from MLflow artifacts.
         download: Fetches MLflow URIs.
         spec: Only measure: the labels come from a model that is exported already, and none is loaded.
+        with_model: False to load none, with the labels that the data has.
 
     Raises:
         InputNotFound: The model or the data isn't there.
@@ -82,8 +90,9 @@ def load_inputs(recipe: Recipe, folder: Path, download: Download, *, spec: Mappi
         ModelError: The model can't be used.
     """
     task = load_task(recipe.task)
-    found = None if spec is not None else resolve_model(recipe.model, download_artifacts=download, workdir=folder)
-    for student in [getattr(step, "student", None) for step in recipe.steps] if spec is None else []:
+    with_model = with_model and spec is None
+    found = resolve_model(recipe.model, download_artifacts=download, workdir=folder) if with_model else None
+    for student in [getattr(step, "student", None) for step in recipe.steps] if with_model else []:
         if student is not None:  # looked for now: it is loaded after the teacher was trained
             resolve_model(student, download_artifacts=download, workdir=folder)
     tables = read_tables(

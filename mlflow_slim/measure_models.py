@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from . import bundle, tracking
 from .artifact import ExportedModel
 from .config import Recipe
 from .errors import InputNotFound, ModelError
+from .foreign import check_allowed, is_foreign
 from .inputs import load_inputs
 from .measure_apart import measure_apart
 from .measurement.helper import Helper
@@ -18,7 +20,7 @@ from .measurement.host import host
 from .measurement.report import Report
 from .runtime.bundle import NAME
 
-__all__ = ["check_comparable", "find_exported", "measure"]
+__all__ = ["Given", "check_comparable", "find_given", "measure"]
 
 
 def measure(
@@ -68,20 +70,47 @@ def check_comparable(first: ExportedModel, last: ExportedModel) -> None:
             )
 
 
-def find_exported(name: str, download: Callable[[str], Path]) -> ExportedModel | None:
-    """The exported model in a folder or under an MLflow URI; None when what is there is no model of ours.
+@dataclass(frozen=True)
+class Given:
+    """A model that a user named, as far as it can be told without loading it.
+
+    Attributes:
+        name: As the user named it.
+        exported: What a recipe exported; None when it is none of that.
+        foreign: The folder of an MLflow model that only its own code can open, else None.
+    """
+
+    name: str
+    exported: ExportedModel | None = None
+    foreign: Path | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether transformers loads it."""
+        return self.exported is None and self.foreign is None
+
+
+def find_given(name: str, download: Callable[[str], Path]) -> Given:
+    """What is in a folder or under an MLflow URI.
 
     Raises:
-        IntegrityError: It is one, and not what its manifest says.
+        IntegrityError: It was exported, and is not what its manifest says.
         InputNotFound: The URI leads nowhere.
+        UnsafeModelError: It was made elsewhere, and running its code isn't allowed.
     """
     is_uri = name.startswith(("models:/", "runs:/"))
     if not is_uri and not Path(name).is_dir():
-        return None
+        return Given(name)
     folder = download(name) if is_uri else Path(name)
-    if not any((place / NAME).is_file() for place in (folder, folder / "bundle")):
-        return None
-    return bundle.read(bundle.find(folder))
+    if any((place / NAME).is_file() for place in (folder, folder / "bundle")):
+        exported = bundle.read(bundle.find(folder))
+        if exported.backend == "pyfunc":
+            check_allowed(folder, name)
+        return Given(name, exported)
+    if is_foreign(folder):
+        check_allowed(folder, name)
+        return Given(name, foreign=folder)
+    return Given(name)
 
 
 def _differences(first: ExportedModel, last: ExportedModel) -> list[tuple[str, Any, Any]]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import __version__, bundle, tracking
+from . import __version__, bundle, foreign, tracking
 from .artifact import ExportedModel, OptimizationCost, OptimizedModel, StepRecord
 from .cached_steps import do_cached
 from .catalog import load_backend, load_technique
@@ -29,7 +29,7 @@ from .inputs import Inputs, check_output, load_inputs, load_model
 from .interfaces import Conditional, Context, Technique
 from .ledger import Line, make_ledger, markdown_ledger
 from .measure_apart import measure_apart
-from .measure_models import check_comparable, find_exported
+from .measure_models import Given, check_comparable, find_given
 from .measurement.carbon import carbon_intensity
 from .measurement.energy import EnergyMeter
 from .measurement.helper import Helper
@@ -175,11 +175,11 @@ class Flow:
         return PointLog(self.recipe_run, self.helper, threads=self.threads, download=self.download)
 
     def run(self) -> Outcome:
-        given: list[tuple[str, ExportedModel | None]] = []
+        given: list[Given] = []
         with self.stages.time("load"):
             if not self.recipe.steps:  # then models may be measured that nothing can be done to
                 names = [name for name in (self.recipe.against, self.recipe.model) if name is not None]
-                given = [(name, find_exported(name, self.download)) for name in names]
+                given = [find_given(name, self.download) for name in names]
             inputs = self.inputs(given)
             headline(inputs.task, inputs.data.test, inputs.data.spec, self.recipe.measure.metric)
             self.recipe_run.log_data(inputs.data)
@@ -187,25 +187,34 @@ class Flow:
             self.say(line)
         with self.helper:
             with energy_meter(self.recipe) as (self.meter, self.meter_reason):
-                if self.recipe.against is not None or any(exported for _, exported in given):
+                if self.recipe.against is not None or not all(one.is_plain for one in given):
                     self.adopt(inputs, given)
                 else:
                     self.optimize(inputs)
             reports = self.measure(inputs)
         return self.report(reports)
 
-    def inputs(self, given: Sequence[tuple[str, ExportedModel | None]]) -> Inputs:
+    def inputs(self, given: Sequence[Given]) -> Inputs:
         """Data and model; where a model is exported already, its labels decide and no other is loaded."""
-        exported = next((model for _, model in given if model is not None), None)
-        recipe = self.recipe.model_copy(update={"model": self.recipe.against or self.recipe.model})
-        return load_inputs(recipe, self.folder, self.download, spec=exported.spec if exported is not None else None)
+        spec = next((one.exported.spec for one in given if one.exported is not None), None)
+        plain = next((one.name for one in given if one.is_plain), None)
+        recipe = self.recipe.model_copy(update={"model": plain}) if plain is not None else self.recipe
+        has_model = not given or plain is not None
+        return load_inputs(recipe, self.folder, self.download, spec=spec, with_model=has_model and spec is None)
 
-    def adopt(self, inputs: Inputs, given: Sequence[tuple[str, ExportedModel | None]]) -> None:
+    def adopt(self, inputs: Inputs, given: Sequence[Given]) -> None:
         """The models that are only measured as points: as they are, or exported to torch."""
-        for name, exported in given:
-            if exported is None:
-                first = inputs.source if not self.logged.points else None
-                model = first or load_model(name, self.recipe, inputs, self.folder, self.download)
+        loaded = inputs.source
+        for one in given:
+            exported = one.exported
+            if one.foreign is not None:
+                directory = self.folder / f"{len(self.logged.points)}-given"
+                task, spec = self.recipe.task, inputs.data.spec
+                exported = foreign.adopt(one.foreign, one.name, task=task, spec=spec, directory=directory)
+            elif exported is None:
+                name = one.name
+                model = loaded or load_model(name, self.recipe, inputs, self.folder, self.download)
+                loaded = None
                 if not model.trained:
                     raise ModelError(
                         f"{name!r} has no trained head for the labels of this data, so it can't be measured on it. "

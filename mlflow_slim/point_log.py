@@ -74,13 +74,14 @@ class PointLog:
         sample = inputs.data.validation.inputs[:SAMPLE_ROWS]
         baseline_run = self.points[0].run_id if self.points else None
         with stages.time("log"), _kept_if_not_logged(exported):
-            from . import flavor
+            from . import flavor, foreign
 
+            log = foreign.log_model if exported.backend == "pyfunc" else flavor.log_model
             point_run = self._recipe_run.open_point(
                 exported.variant, step=len(exported.lineage), baseline_run_id=baseline_run, data=inputs.data
             )
             info = point_run.log_model(
-                flavor.log_model,
+                log,
                 exported,
                 params={**inputs.facts, **_point_params(exported, prepared), **self._digests(exported)},
             )

@@ -34,7 +34,7 @@ class Scenario:
         name: ``single`` or ``offline``.
         title: For people.
         rows: Inputs that one call processes.
-        tokens: Tokens that one call of the baseline processes, padding included.
+        tokens: Tokens that one call of the baseline processes, padding included; None where it keeps them to itself.
         arms: On encoded inputs, the baseline's first.
         text_arms: From raw text, in the same order.
         control: The baseline loaded anew, on encoded inputs; None where it wasn't.
@@ -43,7 +43,7 @@ class Scenario:
     name: str
     title: str
     rows: int
-    tokens: int
+    tokens: int | None
     arms: tuple[Arm, ...]
     text_arms: tuple[Arm, ...]
     control: Arm | None = None
@@ -104,7 +104,7 @@ def make_scenarios(
                 name=name,
                 title=title,
                 rows=sum(len(batch) for batch in chosen),
-                tokens=sum(_tokens(batch) for batch in encoded[0]),
+                tokens=_tokens(encoded[0]),
                 arms=tuple(_arm(arm, calls) for arm, calls in zip(names, ready, strict=True)),
                 text_arms=tuple(_arm(f"{arm} from text", calls) for arm, calls in zip(names, raw, strict=True)),
                 control=_arm(names[0], twins) if twins else None,
@@ -123,9 +123,11 @@ def arm_names(points: Sequence[ExportedModel]) -> list[str]:
     return [v if variants.index(v) == i else f"{v} ({i + 1})" for i, v in enumerate(variants)]
 
 
-def _tokens(batch: Batch) -> int:
-    ids = batch["input_ids"] if "input_ids" in batch else next(iter(batch.values()))
-    return int(ids.shape[0] * ids.shape[1]) if ids.ndim > 1 else int(ids.shape[0])
+def _tokens(batches: Sequence[Batch]) -> int | None:
+    """Tokens of all batches, padding included; None where the model keeps its tokens to itself."""
+    if any("input_ids" not in batch for batch in batches):
+        return None
+    return sum(int(batch["input_ids"].size) for batch in batches)
 
 
 def _forward(predictor: Predictor, batches: Sequence[Batch]) -> Callable[[], object]:

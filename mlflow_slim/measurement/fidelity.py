@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import MeasurementError
-from .quality import check_outputs, predicted_labels, probabilities
+from .quality import check_outputs, has_scores, predicted_labels, probabilities
 from .stats import holm, mcnemar_exact
 
 if TYPE_CHECKING:
@@ -51,7 +51,12 @@ def correct_rows(logits: npt.ArrayLike, references: npt.ArrayLike, *, multi_labe
 
 
 def confidence(logits: npt.ArrayLike, *, multi_label: bool) -> npt.NDArray[np.float64]:
-    """``(rows,)`` how sure the model is of its answer, 0-1; with several labels a row, of the least sure one."""
+    """``(rows,)`` how sure the model is of its answer, 0-1; with several labels a row, of the least sure one.
+
+    nan where the model gives answers alone.
+    """
+    if not has_scores(logits):
+        return np.full(len(np.asarray(logits)), np.nan)
     p = probabilities(logits, multi_label=multi_label)
     return np.asarray(np.maximum(p, 1 - p).min(axis=1) if multi_label else p.max(axis=1), dtype=np.float64)
 
@@ -132,7 +137,8 @@ def broken_rows(
 
     Returns:
         Dicts of ``row`` (position in the data), ``text`` (and ``text_pair``), ``reference``, ``baseline``,
-        ``baseline_score``, ``candidate``, ``candidate_score``; a score is the model's confidence in its own answer.
+        ``baseline_score``, ``candidate``, ``candidate_score``; a score is the model's confidence in its own answer,
+        None where it gives none.
 
     Raises:
         MeasurementError: The rows can't be scored, see `mlflow_slim.measurement.quality.check_outputs`.
@@ -150,7 +156,10 @@ def broken_rows(
     def name_of(answer: Any) -> str:
         if multi_label:
             return ", ".join(str(label) for label, on in zip(labels, answer, strict=True) if on) or "(none)"
-        return str(labels[int(answer)])
+        return str(labels[int(answer)]) if answer < len(labels) else "(another)"
+
+    def score_of(value: float) -> float | None:
+        return float(value) if np.isfinite(value) else None
 
     broken = np.flatnonzero(right["baseline"] & ~right["candidate"])
     surest = broken[np.argsort(-sure["baseline"][broken], kind="stable")][:k]
@@ -160,9 +169,9 @@ def broken_rows(
             **dict(zip(("text", "text_pair"), map(_short, _texts(inputs[int(i)])), strict=False)),
             "reference": name_of(answers["reference"][i]),
             "baseline": name_of(answers["baseline"][i]),
-            "baseline_score": float(sure["baseline"][i]),
+            "baseline_score": score_of(sure["baseline"][i]),
             "candidate": name_of(answers["candidate"][i]),
-            "candidate_score": float(sure["candidate"][i]),
+            "candidate_score": score_of(sure["candidate"][i]),
         }
         for i in surest
     ]
@@ -235,8 +244,9 @@ def make_slices(
         slices[f"length: {lengths[here].min()} to {lengths[here].max()} characters"] = here
     for i, label in enumerate(labels):
         slices[_free(f"label: {label}", slices)] = r[:, i] == 1 if multi_label else r == i
-    sure = confidence(baseline_logits, multi_label=multi_label)
-    slices["confidence: less sure half of the baseline"] = sure <= np.median(sure)
+    if has_scores(baseline_logits):
+        sure = confidence(baseline_logits, multi_label=multi_label)
+        slices["confidence: less sure half of the baseline"] = sure <= np.median(sure)
     if frame is not None:
         for column, value, here in _column_values(frame, exclude):
             slices[_free(f"column {column}: {value}", slices)] = here

@@ -33,6 +33,7 @@ __all__ = [
     "check_outputs",
     "class_keys",
     "classification_quality",
+    "has_scores",
     "headline_metric",
     "higher_is_better",
     "make_metric",
@@ -56,9 +57,19 @@ def probabilities(logits: npt.ArrayLike, *, multi_label: bool) -> Floats:
     return np.asarray(e / e.sum(axis=1, keepdims=True), dtype=np.float64)
 
 
+def has_scores(outputs: npt.ArrayLike) -> bool:
+    """Whether outputs are scores ``(rows, labels)`` and not the answers alone, label ids ``(rows,)``."""
+    return np.asarray(outputs).ndim == 2
+
+
 def predicted_labels(logits: npt.ArrayLike, *, multi_label: bool) -> npt.NDArray[np.int64]:
-    """``(rows,)`` ids of the largest logit (the first of equals), or ``(rows, labels)`` ones where p >= 0.5."""
+    """``(rows,)`` ids of the largest logit (the first of equals), or ``(rows, labels)`` ones where p >= 0.5.
+
+    Of a model that gives answers alone, those.
+    """
     z = np.asarray(logits)
+    if not has_scores(z):
+        return z.astype(np.int64)
     return (z >= 0).astype(np.int64) if multi_label else np.asarray(z.argmax(axis=1), dtype=np.int64)
 
 
@@ -265,12 +276,13 @@ def check_outputs(logits: npt.ArrayLike, references: npt.ArrayLike, *, labels: i
     z, r = np.asarray(logits), np.asarray(references)
     want = (len(z), labels) if multi_label else (len(z),)
     least = 1 if multi_label else 2
-    if z.shape != (len(z), labels) or r.shape != want or len(z) == 0 or labels < least:
+    shapes = [(len(z), labels)] if multi_label else [(len(z), labels), (len(z),)]
+    if z.shape not in shapes or r.shape != want or len(z) == 0 or labels < least:
         raise MeasurementError(
             f"Expected outputs (rows, {labels}) and references {f'(rows, {labels})' if multi_label else '(rows,)'}, "
             f"at least one row and {least} labels; got {z.shape} and {r.shape}."
         )
-    bad = np.flatnonzero(~np.isfinite(z).all(axis=1))
+    bad = np.flatnonzero(~np.isfinite(z).reshape(len(z), -1).all(axis=1))
     if len(bad):
         raise MeasurementError(
             f"The model gave outputs that are not finite for {len(bad)} of {len(z)} rows, first in row {bad[0]}. "
@@ -291,7 +303,8 @@ def classification_quality(
     """Every quality metric of a classifier by name; what is undefined for these rows is absent.
 
     Args:
-        logits: ``(rows, labels)``, before softmax or sigmoid.
+        logits: ``(rows, labels)``, before softmax or sigmoid; or label ids ``(rows,)`` of a model that gives no scores,
+            of which what scores probabilities is absent.
         references: ``(rows,)`` label ids, or ``(rows, labels)`` zeros and ones when ``multi_label``.
         labels: Names of the classes; F1 of each comes as ``f1/<name>``, see `class_keys`.
         multi_label: A row can have any number of labels.
@@ -301,13 +314,12 @@ def classification_quality(
     """
     check_outputs(logits, references, labels=len(labels), multi_label=multi_label)
     r = np.asarray(references).astype(np.int64)
-    scored = {
-        "labels": predicted_labels(logits, multi_label=multi_label),
-        "probabilities": probabilities(logits, multi_label=multi_label),
-    }
+    scored: dict[str, Array] = {"labels": predicted_labels(logits, multi_label=multi_label)}
+    if has_scores(logits):
+        scored["probabilities"] = probabilities(logits, multi_label=multi_label)
     figures: dict[str, float] = {}
     for name, metric in METRICS.items():
-        if not (metric.multi if multi_label else metric.single):
+        if metric.on not in scored or not (metric.multi if multi_label else metric.single):
             continue
         classes = {"classes": len(labels)} if metric.needs_classes else {}
         outcome = make_metric(name, multi_label=multi_label).compute(

@@ -70,6 +70,9 @@ def quality_report(
     part.metrics.update(
         {f"quality/{name}_delta": scores[name] - before[name] for name in scores if name in before and "/" not in name}
     )
+    part.tags.update(
+        {f"slim.absent.quality/{name}": "the model gives answers without scores" for name in before.keys() - scores}
+    )
     difference = task.difference(metric, baseline, outputs, split.references, spec, seed=seed)
     part.metrics[f"quality/{metric}_delta"] = difference.value
     part.metrics[f"quality/{metric}_delta_lo"] = difference.lo

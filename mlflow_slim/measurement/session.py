@@ -266,7 +266,8 @@ def _timing(
     for sheet in sheets:
         sheet.params[f"slim.measure.{scenario.name}.rounds"] = str(timings.rounds)
         sheet.params[f"slim.measure.{scenario.name}.rows_per_call"] = str(scenario.rows)
-        sheet.params[f"slim.measure.{scenario.name}.tokens_per_call"] = str(scenario.tokens)
+        if scenario.tokens is not None:
+            sheet.params[f"slim.measure.{scenario.name}.tokens_per_call"] = str(scenario.tokens)
         sheet.params[f"slim.measure.{scenario.name}.stopped_by"] = timings.stopped
         sheet.params[f"slim.measure.{scenario.name}.load_average"] = ", ".join(f"{load:.2f}" for load in timings.load)
         sheet.params[f"slim.measure.{scenario.name}.foreign_cpu_share"] = f"{others.load.foreign_share:.3f}"
@@ -422,8 +423,11 @@ def _fresh_processes(points: Sequence[ExportedModel], sheets: Sequence[_Sheet], 
 def _sizes(points: Sequence[ExportedModel], disks_mib: Sequence[float], sheets: Sequence[_Sheet]) -> None:
     for point, sheet, disk in zip(points, sheets, disks_mib, strict=True):
         sheet.metrics["size/disk_mib"] = disk
-        sheet.metrics["size/parameters_m"] = point.parameters / 1e6
-        sheet.metrics["size/nonzero_parameters_m"] = point.nonzero_parameters / 1e6
+        if point.parameters:
+            sheet.metrics["size/parameters_m"] = point.parameters / 1e6
+            sheet.metrics["size/nonzero_parameters_m"] = point.nonzero_parameters / 1e6
+        else:
+            sheet.absent("size/parameters_m", "a model that was made elsewhere doesn't say")
         sheet.metrics["size/compression"] = disks_mib[0] / disk
 
 

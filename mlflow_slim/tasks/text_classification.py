@@ -242,6 +242,7 @@ class TextClassification:
         from dataclasses import asdict
 
         from ..measurement import fidelity
+        from ..measurement.quality import has_scores
 
         kind: dict[str, Any] = {"labels": spec["labels"], "multi_label": spec["multi_label"]}
         right = [self.correct(outputs, split.references, spec) for outputs in (baseline, candidate)]
@@ -253,9 +254,12 @@ class TextClassification:
             "agreement": fidelity.agreement(self.decide(baseline, spec), self.decide(candidate, spec)),
             "negative_flips": fidelity.negative_flips(*right),
             "positive_flips": fidelity.positive_flips(*right),
-            "mean_kl": fidelity.mean_kl(baseline, candidate, multi_label=spec["multi_label"]),
         }
         tags = {}
+        if has_scores(baseline) and has_scores(candidate):
+            metrics["mean_kl"] = fidelity.mean_kl(baseline, candidate, multi_label=spec["multi_label"])
+        else:
+            tags["slim.absent.quality/mean_kl"] = "one of the models gives labels without scores"
         if worst is not None:
             metrics["worst_slice_delta"] = worst.delta
             tags["slim.quality.worst_slice"] = f"{worst.name} ({worst.n} rows, adjusted p = {worst.p_adjusted:.2g})"
@@ -272,9 +276,14 @@ class TextClassification:
         return right
 
     def decide(self, outputs: np.ndarray, spec: Mapping[str, Any]) -> np.ndarray:
-        """Class ids ``(rows,)``, or zeros and ones ``(rows, classes)`` for multi-label (probability of 0.5 or more)."""
+        """Class ids ``(rows,)``, or zeros and ones ``(rows, classes)`` for multi-label (probability of 0.5 or more).
+
+        Of a model that gives ids and no scores, those.
+        """
         import numpy as np
 
+        if outputs.ndim == 1:
+            return outputs
         return (outputs >= 0).astype(np.int64) if spec["multi_label"] else outputs.argmax(axis=1)
 
 

@@ -20,6 +20,10 @@ __all__ = ["download_artifacts"]
 _FORM = re.compile(r"(models|runs):/[^/].*")
 
 
+# In a folder that has to be what its manifest says, a file too many.
+_NOTE = "registered_model_meta"
+
+
 def download_artifacts(uri: str, *, into: Path | None = None) -> Path:
     """The local folder or file behind a ``models:/`` or ``runs:/`` URI.
 
@@ -47,6 +51,8 @@ def download_artifacts(uri: str, *, into: Path | None = None) -> Path:
         ) from error
     if not path.exists():
         raise InputNotFound(f"{scrub(uri)!r} is known to MLflow but its files are gone from {scrub(str(path))!r}.")
+    if into is not None and path.is_dir():  # a copy of our own; MLflow notes in it under which name it was asked for
+        (path / _NOTE).unlink(missing_ok=True)
     return path
 
 

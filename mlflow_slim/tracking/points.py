@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mlflow.models.model import ModelInfo
 
     from ..artifact import ExportedModel
+    from ..foreign import Logged
     from ..interfaces import TaskData
     from ..measurement.report import Report
     from .runs import RecipeRun
@@ -138,12 +139,12 @@ class PointRun:
 
     def log_model(
         self,
-        log: Callable[..., ModelInfo],
+        log: Callable[..., ModelInfo | Logged],
         exported: ExportedModel,
         *,
         params: Mapping[str, Any] | None = None,
         **options: Any,
-    ) -> ModelInfo:
+    ) -> ModelInfo | Logged:
         """Logs the model under this run and remembers it, so that metrics can belong to it.
 
         The LoggedModel is created here, because MLflow would put it in the experiment of whatever run happens to be
