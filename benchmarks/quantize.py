@@ -105,7 +105,7 @@ def one_set(name: str, cache: Path) -> dict[str, Any]:
         "verdict": last.tags.get("slim.quality.verdict"),
         "headline": last.tags.get("slim.quality.metric"),
         "mib": {report.variant: round(report.metrics["size/disk_mib"], 1) for report in outcome.reports},
-        "test_rows": len(last.samples.get("quality/correct", ())) or None,
+        "test_rows": int(last.params["slim.measure.test_rows"]),
     }
     # torch is up to a tenth slower where models were trained before, so a process that did nothing else does the timing
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as clean:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ from pydantic import Field, field_validator
 from . import bundle
 from .comparison import Choice
 from .config import split_words
-from .errors import InputNotFound, IntegrityError, MeasurementError, PromotionRefused, did_you_mean
+from .errors import ConfigError, InputNotFound, IntegrityError, MeasurementError, PromotionRefused, did_you_mean
 from .gate import WAIVABLE, Case, Refusal, figure_of, refusals
 from .markdown import escape
 from .probes import probe_inputs
@@ -29,6 +30,8 @@ from .ranking import Frontier, default_experiment, find_point, rank
 from .schema import Meaning, meaning
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
     from .tracking.registry import Registry
     from .tracking.stored_points import StoredPoint
 
@@ -42,7 +45,9 @@ _NONE = "absent"
 class PromoteOptions(Choice):
     """What to promote, by which rules, to where."""
 
-    name: str = Field(min_length=1, max_length=200, pattern=r"^[^/:]+$", description="Registered model.")
+    name: str = Field(
+        "", max_length=200, pattern=r"^[^/:]*$", description="Registered model; default: named as the experiment."
+    )
     alias: str = Field("champion", pattern=r"^[\w-]{1,100}$", description="Alias to move: champion, challenger, ...")
     objective: str = Field("energy", description="Figure to choose by, at the bad end of its interval.")
     max_quality_drop: float | None = Field(
@@ -137,7 +142,10 @@ def promote(options: PromoteOptions | Mapping[str, Any] | None = None, **more: A
     from .tracking import connect
     from .tracking.registry import Registry
 
-    registry = Registry(connect(), chosen.name)
+    client = connect()
+    if not chosen.name:
+        chosen = chosen.model_copy(update={"name": _experiment_name(client, chosen)})
+    registry = Registry(client, chosen.name)
     with registry.one_at_a_time():
         before = registry.current(chosen.alias)
         _check_expected(chosen, before)
@@ -152,6 +160,22 @@ def promote(options: PromoteOptions | Mapping[str, Any] | None = None, **more: A
                 version = _put(registry, chosen, pick, record, version, before)
         changed = version != before and not chosen.dry_run
         return Decision(chosen.name, chosen.alias, pick, version, before, changed, refused, waived, record)
+
+
+def _experiment_name(client: MlflowClient, options: PromoteOptions) -> str:
+    """What the registered model is called when nobody says."""
+    from .tracking.stored_points import find_experiments
+
+    found = [client.get_experiment(one).name for one in find_experiments(client, _experiments(options))]
+    if len(found) != 1 or not re.fullmatch(r"[^/:]{1,200}", found[0]):
+        raise ConfigError(
+            f"name is missing, and {' and '.join(map(repr, found))} can't be the name of a registered model. Add it."
+        )
+    return str(found[0])
+
+
+def _experiments(options: PromoteOptions) -> Sequence[str]:
+    return options.experiment or default_experiment()
 
 
 def _check_expected(options: PromoteOptions, current: str | None) -> None:
@@ -220,7 +244,7 @@ def _choose(
     from .tracking.stored_points import find_experiments, read_points
 
     client = registry.client
-    points = read_points(client, find_experiments(client, options.experiment or default_experiment()), options.search)
+    points = read_points(client, find_experiments(client, _experiments(options)), options.search)
     found = rank(points, options.objectives, (), options.allow)
     goal = meaning(options.objective, headline=found.baseline.headline if found.baseline is not None else "accuracy")
     by_run = {point.run_id: point for point in points}

@@ -17,6 +17,7 @@ from mlflow_slim import foreign
 from mlflow_slim.backends.pyfunc import PyfuncPredictor, answers_of
 from mlflow_slim.catalog import load_backend
 from mlflow_slim.errors import ConfigError, IntegrityError, ModelError, UnsafeModelError
+from mlflow_slim.gate import RULES
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow's sklearn flavor and of sklearn, not ours to mend
 SPEC = {"labels": ["bad", "good"], "multi_label": False, "pair": False}
@@ -101,7 +102,13 @@ def test_what_was_logged_loads_in_mlflow_and_is_measured_again_alone(
     assert len(loaded.predict(["a good film", "a bad film"])) == 2
     again = slim.run("evaluate", **options(first.model_uri, reviews))
     assert again.reports[0].metrics["quality/accuracy"] == 1.0
+    waived = ",".join(rule for rule in RULES if rule != "model")  # it was measured alone, and for a second
+    given = {"experiment": "slim", "name": "words", "point": again.points[0].run_id, "accept": waived}
+    assert slim.promote(**given).version == "1"
+    assert len(mlflow.pyfunc.load_model("models:/words@champion").predict(["a good film", "a bad film"])) == 2
     monkeypatch.delenv(foreign.VARIABLE)
+    with pytest.raises(IntegrityError, match=foreign.VARIABLE):
+        slim.promote(**{**given, "name": "others"})
     with pytest.raises(UnsafeModelError):
         slim.run("evaluate", **options(first.model_uri, reviews))
 

@@ -326,13 +326,22 @@ def test_wrong_options_are_all_named_at_once() -> None:
     text = str(caught.value)
     for words in ("name", "keeps 'latest' for itself", "no figure 'speeed'", "Unknown option 'expect'", "0.5 for 50 %"):
         assert words in text
-    with pytest.raises(ConfigError, match="name is missing"):
-        slim.promote(experiment=EXPERIMENT)
 
 
 def test_an_experiment_that_does_not_exist_is_said_with_those_that_do(store: Any) -> None:
     with pytest.raises(InputNotFound, match=r"no experiment 'chioce'.*'choice'"):
         promote(experiment="chioce")
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_model_is_called_as_its_experiment_when_nobody_says(store: Any) -> None:
+    assert slim.promote(experiment=EXPERIMENT, max_quality_drop=0.02).name == EXPERIMENT
+    assert store.get_model_version_by_alias(EXPERIMENT, "champion").version == "1"
+    store.create_experiment("a/b")
+    with pytest.raises(ConfigError, match="name is missing, and 'a/b' can't be the name"):
+        slim.promote(experiment="a/b")
+    with pytest.raises(ConfigError, match="name is missing, and 'choice' and 'a/b'"):
+        slim.promote(experiment=f"{EXPERIMENT},a/b")
 
 
 @pytest.mark.usefixtures("in_this_process")
@@ -347,5 +356,4 @@ def test_the_command_says_what_it_did_and_what_it_refused(store: Any, capsys: py
     assert "[quality] its accuracy may be down" in out
     assert main([*words, "--max_quality_drop=0.0001"]) == 1
     assert "No point may be promoted" in capsys.readouterr().err
-    assert main([*words, "--name="]) == 2
     assert set(RULES) == {rule for rule, _, _ in REFUSED} | {"quality", "gain"}
