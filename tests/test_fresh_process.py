@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from mlflow_slim.errors import ConfigError, InputNotFound, MeasurementError
 from mlflow_slim.measurement import fresh_process
+from mlflow_slim.measurement import helper as helper_module
 from mlflow_slim.measurement.fresh_process import Served, fresh_starts, peak_rss_mib
 from mlflow_slim.measurement.helper import Helper
 
@@ -77,21 +80,72 @@ def test_a_process_of_its_own_imports_nothing_heavy(folder: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks")
-def test_one_helper_is_forked_for_every_model_and_ends_with_the_block(folder: Path) -> None:
-    with Helper(imports=("wave", "not_there"), backends=BACKENDS) as helper:
+def test_one_helper_is_forked_for_every_model_and_waits_for_the_next_block(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def process_of(helper: Helper) -> Any:
+        assert helper._running is not None
+        return helper._running.process
+
+    given: Any = {"imports": ("wave", "not_there"), "backends": BACKENDS}
+    with Helper(**given) as helper:
         helper.outputs(_model(folder, name="first"), ["a"])
-        process = helper._process
-        assert process is not None
+        process = process_of(helper)
         with pytest.raises(MeasurementError, match="signal 9"):
             helper.outputs(_model(folder, '{"kill": 1}', "killed"), ["a"])
         helper.outputs(_model(folder, name="second"), ["a"])
-        assert helper._process is process
+        assert process_of(helper) is process
         process.kill()
         process.wait()
         helper.outputs(_model(folder, name="third"), ["a"])  # with another
-        other = helper._process
-        assert other is not None and other is not process
-    assert other.poll() is not None
+        process = process_of(helper)
+    assert process.poll() is None
+    monkeypatch.setenv("MLFLOW_RUN_NAME", "of every run its own")
+    with Helper(**given) as helper:
+        helper.outputs(_model(folder, name="fourth"), ["a"])
+        assert process_of(helper) is process
+    with Helper(**{**given, "imports": ("wave",)}) as helper:
+        helper.outputs(_model(folder, name="fifth"), ["a"])
+        assert process_of(helper) is not process
+    assert process.poll() is not None, "one idles at most"
+    process = helper_module._idle.process  # type: ignore[union-attr]
+    monkeypatch.setenv("OTHER", "surroundings")
+    with Helper(**{**given, "imports": ("wave",)}) as helper:
+        helper.outputs(_model(folder, name="sixth"), ["a"])
+        assert process_of(helper) is not process
+        process = process_of(helper)
+        with pytest.raises(MeasurementError, match="within"):
+            helper.outputs(_model(folder, '{"hang": 1}', "hang"), ["a"], timeout_s=0.5)
+    assert process.poll() is not None, "one that hangs is of no use to the next"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+def test_a_request_brings_the_environment_of_its_minute(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "tell.py").write_text(
+        "import os\ndef tell(path): path.with_name('answer').write_text(os.environ.get('MLFLOW_OF_NOW', 'nothing'))"
+    )
+    for value in ("first", "second"):
+        monkeypatch.setenv("MLFLOW_OF_NOW", value)
+        with Helper(imports=(), backends=BACKENDS) as helper:
+            helper.call("tell:tell", folder / "request", what="Telling")
+        assert (folder / "answer").read_text() == value
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+def test_an_idle_helper_ends_with_the_process_that_started_it(folder: Path) -> None:
+    code = (
+        "import sys; from mlflow_slim.measurement.helper import Helper\n"
+        "if True:\n"
+        "  with Helper(imports=(), backends='fake_backends:Backend') as helper:\n"
+        "    helper.outputs(sys.argv[1], ['a'])\n"
+        "    print(helper._running.process.pid, helper._running.folder.name)\n"
+    )
+    model = _model(folder).directory
+    (model / "slim.json").write_text('{"backend": "fake"}')
+    found = subprocess.run([sys.executable, "-c", code, str(model)], capture_output=True, text=True, check=True)
+    pid, name = found.stdout.split()
+    assert not Path(f"/proc/{pid}").exists()
+    assert not Path(name).exists()
 
 
 def test_peak_memory_holds_the_model_and_not_the_parents_memory(folder: Path) -> None:

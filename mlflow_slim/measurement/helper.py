@@ -8,6 +8,7 @@ forked for each request; where the system can't fork safely (anything but Linux)
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib
 import json
@@ -19,7 +20,8 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -33,6 +35,7 @@ __all__ = ["Helper"]
 
 logger = logging.getLogger("mlflow_slim")
 _TIMEOUT_S = 600.0
+_IDLE_S = 300.0
 HEAVY = (
     "torch",
     "transformers.modeling_utils",
@@ -50,7 +53,8 @@ _ANSWER = "mlflow_slim.measurement.fresh_process:answer_request"
 class Helper:
     """Runs functions of ours in clean processes; a context manager.
 
-    It starts with the first request and ends with the ``with`` block, or with this process.
+    It starts with the first request. After the ``with`` block one idle helper waits some minutes for the next one with
+    the same threads, imports and environment, and ends with this process at the latest.
 
     Args:
         threads: Threads that computing may use.
@@ -68,8 +72,7 @@ class Helper:
         backends: str = BACKENDS,
     ) -> None:
         self._threads, self._fork, self._imports, self._backends = threads, fork, imports, backends
-        self._process: subprocess.Popen[bytes] | None = None
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._running: _Running | None = None
 
     def __enter__(self) -> Helper:
         return self
@@ -116,60 +119,125 @@ class Helper:
             raise MeasurementError(f"{what} failed in its own process ({how}).{last_words(complaints)}")
 
     def close(self) -> None:
-        """Ends the helper and what it forked; the next request would start another."""
-        process, self._process = self._process, None
-        if process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                if hasattr(os, "killpg"):
-                    os.killpg(process.pid, signal.SIGKILL)
-                else:
-                    process.kill()
-            process.communicate()
-        if self._folder is not None:
-            self._folder.cleanup()
-            self._folder = None
+        """Lets the helper go; the next request would start another, or take up one that idles."""
+        global _idle
+        running, self._running = self._running, None
+        if running is None:
+            return
+        if running.is_busy or not self._fork:
+            running.end()
+            return
+        if _idle is not None and _idle is not running:
+            _idle.end()
+        _idle = running
 
     def _do(self, function: str, request: Path, timeout_s: float | None) -> tuple[int, bytes]:
         """The exit code, negative for a signal, and what was written to stderr."""
-        if self._process is None or self._process.poll() is not None:
-            self.close()
-            self._start()
-        process = self._process
-        assert process is not None and process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it was killed meanwhile; the empty line says so
-            process.stdin.write(json.dumps([function, str(request)]).encode() + b"\n")
-            process.stdin.flush()
-        while (line := self._next_line(process, timeout_s)).startswith(b"["):
+        given = environment(self._threads)
+        if self._running is not None and not self._running.is_alive:  # killed, or it waited too long
+            self._running.end()
+            self._running = None
+        if self._running is None:
+            self._running = self._take_up(given) or self._start(given)
+        running = self._running
+        running.is_busy = True
+        running.tell([function, str(request), _own_level(), given])
+        while (line := running.next_line(timeout_s)).startswith(b"["):
             level, text = json.loads(line)
             logger.log(level, "%s", text)
         complaints = _complaints(request)
-        code = int(line) if line else process.wait() or 1
+        code = int(line) if line else running.process.wait() or 1
+        running.is_busy = False
         if not self._fork:
             self.close()
         return code, complaints.read_bytes() if complaints.exists() else b""
 
-    def _start(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="slim-helper-")
+    def _key(self, given: Mapping[str, str]) -> list[Any]:
+        """What an idle helper must have in common with the one that is wanted.
+
+        MLflow's variables change with every run and are read when they are needed, so that each request brings its own.
+        """
+        lasting = {name: value for name, value in given.items() if not name.startswith(("MLFLOW_", "PYTEST_"))}
+        return [self._threads, *self._imports, lasting]
+
+    def _take_up(self, given: Mapping[str, str]) -> _Running | None:
+        global _idle
+        if not self._fork or _idle is None or _idle.key != self._key(given):
+            return None
+        found, _idle = _idle, None
+        if found.is_alive:
+            return found
+        found.end()
+        return None
+
+    def _start(self, given: Mapping[str, str]) -> _Running:
+        folder = tempfile.TemporaryDirectory(prefix="slim-helper-")
         mode = "fork" if self._fork else "once"
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__, mode, str(_own_level()), *(self._imports if self._fork else ())],
-            env=environment(self._threads),
-            cwd=self._folder.name,  # as for any fresh process: nothing that lies in ours may be imported
+        process = subprocess.Popen(
+            [sys.executable, "-m", __name__, mode, *(self._imports if self._fork else ())],
+            env=given,
+            cwd=folder.name,  # as for any fresh process: nothing that lies in ours may be imported
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is for the recipe, which ends its helper
         )
-        self._next_line(self._process, _TIMEOUT_S)  # it is ready
+        running = _Running(process, folder, self._key(given))
+        running.next_line(_TIMEOUT_S)  # it is ready
+        return running
 
-    def _next_line(self, process: subprocess.Popen[bytes], timeout_s: float | None) -> bytes:
-        """What the helper writes next; empty when it has ended."""
-        assert process.stdout is not None
+
+@dataclass
+class _Running:
+    """A helper's process."""
+
+    process: subprocess.Popen[bytes]
+    folder: tempfile.TemporaryDirectory[str]
+    key: list[Any]
+    is_busy: bool = False
+    is_over: bool = False
+
+    @property
+    def is_alive(self) -> bool:
+        return self.process.poll() is None
+
+    def tell(self, request: list[Any]) -> None:
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it was killed meanwhile; the empty line says so
+            self.process.stdin.write(json.dumps(request).encode() + b"\n")
+            self.process.stdin.flush()
+
+    def next_line(self, timeout_s: float | None) -> bytes:
+        """What it writes next; empty when it has ended."""
+        assert self.process.stdout is not None
         # select knows files on Unix only; elsewhere a hanging process is waited for
-        if os.name == "posix" and not select.select([process.stdout], [], [], timeout_s)[0]:
-            self.close()
-            raise subprocess.TimeoutExpired(process.args, timeout_s or 0.0)
-        return process.stdout.readline().strip()
+        if os.name == "posix" and not select.select([self.process.stdout], [], [], timeout_s)[0]:
+            self.end()
+            raise subprocess.TimeoutExpired(self.process.args, timeout_s or 0.0)
+        return self.process.stdout.readline().strip()
+
+    def end(self) -> None:
+        """Kills it and what it forked; once."""
+        if self.is_over:
+            return
+        self.is_over = True
+        with contextlib.suppress(ProcessLookupError):
+            if hasattr(os, "killpg"):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            else:
+                self.process.kill()
+        self.process.communicate()
+        self.folder.cleanup()
+
+
+_idle: _Running | None = None
+"""The one helper that waits for the next to want it."""
+
+
+@atexit.register
+def _end_idle() -> None:
+    if _idle is not None:
+        _idle.end()
 
 
 def _own_level() -> int:
@@ -183,22 +251,31 @@ def _complaints(request: Path) -> Path:
 # --- The helper ------------------------------------------------------------------------------------------------------
 
 
-def _serve(mode: str, level: int, imports: Sequence[str]) -> None:
+def _serve(mode: str, imports: Sequence[str]) -> None:
     """Imports, then answers every request that a line of stdin names with a line: the exit code."""
     for name in imports:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     _tell("ready")
-    for line in sys.stdin:
-        function, request = json.loads(line)
+    while line := _next_request():
+        function, request, level, given = json.loads(line)
         if mode == "once":
             _tell(str(_work(function, Path(request), level)))
             return
         child = os.fork()
         if child == 0:
+            os.environ.clear()
+            os.environ.update(given)
             _work_and_exit(function, Path(request), level)
         _, status = os.waitpid(child, 0)
         _tell(str(os.waitstatus_to_exitcode(status)))
+
+
+def _next_request() -> bytes:
+    """A line of stdin; empty at its end, or after `_IDLE_S` without one."""
+    if os.name == "posix" and not select.select([sys.stdin.buffer], [], [], _IDLE_S)[0]:
+        return b""
+    return sys.stdin.buffer.readline()
 
 
 def _tell(line: str, stream: int = 1) -> None:
@@ -252,4 +329,4 @@ def _work_and_exit(function: str, request: Path, level: int) -> NoReturn:
 
 
 if __name__ == "__main__":
-    _serve(sys.argv[1], int(sys.argv[2]), sys.argv[3:])
+    _serve(sys.argv[1], sys.argv[2:])
