@@ -25,6 +25,7 @@ from ..runtime import load as load_bundle
 from ..runtime.bundle import read_bundle
 from ..runtime.encoder import TokenizerFile
 from ..runtime.openvino_engine import MODEL, OpenVinoEngine
+from ..runtime.torch_engine import quiet_transformers
 
 __all__ = ["BACKEND", "OpenVinoBackend"]
 
@@ -36,7 +37,7 @@ def _write(ready: Traceable, work: Path) -> dict[str, Any]:
     import openvino
 
     try:
-        with warnings.catch_warnings():
+        with quiet_transformers(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of tracing: what it takes for constant is compared at several lengths
             graph = openvino.convert_model(ready.module, example_input=ready.tensors)
         for port, name in zip(graph.inputs, ready.example, strict=True):
