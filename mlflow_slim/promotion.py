@@ -368,6 +368,7 @@ def _verify(point: StoredPoint) -> None:
                 f"{error}. Measure it again with `mlflow run . -e evaluate`."
             ) from error
         expected = np.asarray(kept["outputs"], dtype=np.float32)
+        found = found.reshape(len(found), -1)  # as they are kept; of a model without scores there is one a row
         if expected.shape != found.shape or not np.allclose(expected, found, rtol=1e-2, atol=1e-2):
             raise IntegrityError(
                 f"The model of {point.variant} answers differently from when it was measured. Nothing was promoted. "
