@@ -37,6 +37,7 @@ __all__ = [
     "input_names",
     "lengthened",
     "read",
+    "save",
     "save_tokenizer",
     "set_engine",
     "staged",
@@ -280,6 +281,11 @@ def write(
     }
     if engine:
         content["engine"] = dict(engine)
+    save(directory, content)
+
+
+def save(directory: Path, content: Mapping[str, Any]) -> None:
+    """Writes ``content`` as ``slim.json``, then ``manifest.json`` over all that lies there."""
     text = json.dumps(content, indent=1, ensure_ascii=False, default=_plain)
     (directory / NAME).write_text(text + "\n", encoding="utf-8")
     manifest.write(directory)
@@ -319,8 +325,7 @@ def set_engine(directory: Path, engine: Mapping[str, Any]) -> None:
     """Changes how an exported folder is run, see `mlflow_slim.runtime.predictor.load`."""
     content = json.loads((directory / NAME).read_text(encoding="utf-8"))
     content["engine"] = dict(engine)
-    (directory / NAME).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    manifest.write(directory)
+    save(directory, content)
 
 
 def _plain(value: Any) -> Any:

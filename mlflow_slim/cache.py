@@ -19,7 +19,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,11 +50,13 @@ def content_key(parts: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def files_digest(folder: Path) -> str:
-    """sha256 over names and contents of every file below a folder, hex."""
+def files_digest(folder: Path, *, without: Collection[str] = ()) -> str:
+    """sha256 over names and contents of every file below a folder, hex; files named in ``without`` don't count."""
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        digest.update(f"{path.relative_to(folder).as_posix()}\n{manifest.sha256_of(path)}\n".encode())
+        name = path.relative_to(folder).as_posix()
+        if name not in without:
+            digest.update(f"{name}\n{manifest.sha256_of(path)}\n".encode())
     return digest.hexdigest()
 
 

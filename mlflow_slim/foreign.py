@@ -6,8 +6,6 @@ stands in the environment variable `VARIABLE`, which no recipe file and no model
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -17,6 +15,7 @@ from typing import Any
 
 from . import __version__, bundle, manifest
 from .artifact import ExportedModel
+from .cache import files_digest
 from .errors import ModelError, UnsafeModelError
 from .runtime.bundle import FORMAT, NAME
 from .safety import safe_yaml
@@ -41,16 +40,11 @@ def is_foreign(folder: Path) -> bool:
 
 def code_digest(folder: Path) -> str:
     """sha256 over names and contents of a model's own files, the first 32 hex digits."""
-    digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name = path.relative_to(folder).as_posix()
-        if name not in _ADDED:
-            digest.update(f"{name}\n{manifest.sha256_of(path)}\n".encode())
-    return digest.hexdigest()[:32]
+    return files_digest(folder, without=_ADDED)[:32]
 
 
-def check_allowed(folder: Path, name: str) -> None:
-    """Returns when the code in a folder may be run.
+def check_allowed(folder: Path, name: str) -> str:
+    """The digest of a folder whose code may be run.
 
     Raises:
         UnsafeModelError: Nobody allowed it; the message says how to.
@@ -61,6 +55,7 @@ def check_allowed(folder: Path, name: str) -> None:
             f"{name} was made elsewhere, and loading it runs code that came with it. If you trust these very files, "
             f"set {VARIABLE}={digest}"
         )
+    return digest
 
 
 def adopt(folder: Path, name: str, *, task: str, spec: Mapping[str, Any], directory: Path) -> ExportedModel:
@@ -84,7 +79,7 @@ def adopt(folder: Path, name: str, *, task: str, spec: Mapping[str, Any], direct
     links = [path.name for path in folder.rglob("*") if path.is_symlink()]
     if links:
         raise UnsafeModelError(f"{name} has links among its files: {', '.join(links[:3])}. Save it without.")
-    check_allowed(folder, name)
+    digest = check_allowed(folder, name)
     shutil.copytree(folder, directory, ignore=shutil.ignore_patterns("registered_model_meta"))
     content = {
         "format": FORMAT,
@@ -95,11 +90,10 @@ def adopt(folder: Path, name: str, *, task: str, spec: Mapping[str, Any], direct
         "lineage": [],
         "parameters": 0,  # it doesn't say
         "nonzero_parameters": 0,
-        "notes": {"name": name, "code": code_digest(folder)},
+        "notes": {"name": name, "code": digest},
         "mlflow_slim_version": __version__,
     }
-    (directory / NAME).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    manifest.write(directory)
+    bundle.save(directory, content)
     return bundle.read(directory, verify=False)
 
 

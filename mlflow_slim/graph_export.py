@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
     from .artifact import ExportedModel, OptimizedModel
 
-__all__ = ["TOLERANCE", "Traceable", "export_graph"]
+__all__ = ["Traceable", "export_graph"]
 
 # of the outputs, against the float32 model; measured differences of fp32 exports are about 2e-6
-TOLERANCE = 1e-3
+_TOLERANCE = 1e-3
 # against the source itself when its weights were half precision
 _HALF_TOLERANCE = {"float16": 2e-2, "bfloat16": 1e-1}
 _Forward = Callable[[Mapping[str, "np.ndarray"]], "np.ndarray"]
@@ -33,7 +33,6 @@ class Traceable:
     """A model as tracers want it.
 
     Attributes:
-        source: What it was made from.
         model: On the CPU, float32, in eval mode.
         output: The attribute of its answer that counts, such as ``logits``.
         encode: Texts to its inputs.
@@ -42,7 +41,6 @@ class Traceable:
         max_length: Tokens of the longest input.
     """
 
-    source: OptimizedModel
     model: Any
     output: str
     encode: TokenizerFile
@@ -83,7 +81,7 @@ class Traceable:
         Raises:
             ExportError: It is larger than float32 explains.
         """
-        return self._compare(self._engine, forward, TOLERANCE, what)
+        return self._compare(self._engine, forward, _TOLERANCE, what)
 
     def _compare(self, engine: TorchEngine, forward: _Forward, tolerance: float, what: str) -> float:
         return bundle.compare(
@@ -141,7 +139,7 @@ def export_graph(
         example = encode(list(sample[:2]) or [""])
         if len(next(iter(example.values()))) == 1:  # tracers take an axis of length 1 for a constant
             example = encode([*sample[:1], *sample[:1]])
-        ready = Traceable(source, model, output, encode, sample, example, max_length, engine)
+        ready = Traceable(model, output, encode, sample, example, max_length, engine)
         notes |= write(ready, work)
         if dtype in _HALF_TOLERANCE:
             own = TorchEngine(source.model, output=output, threads=threads)
