@@ -23,7 +23,9 @@ import numpy as np
 
 from . import __version__, manifest
 from .artifact import ExportedModel, OptimizationCost, OptimizedModel, StepRecord
+from .chat import chat_inputs
 from .errors import ExportError, IntegrityError, ModelError
+from .runtime import tasks
 from .runtime.bundle import FORMAT, NAME, BundleError, read_bundle
 
 __all__ = [
@@ -181,7 +183,13 @@ def save_tokenizer(source: OptimizedModel, directory: Path, sample: Sequence[Any
         content = json.loads(path.read_text(encoding="utf-8"))
         content.pop("name_or_path", None)
         path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    of_chats: dict[str, Any] = (
+        chat_inputs(tokenizer, getattr(source.model, "generation_config", None))
+        if tasks.find(source.task).KIND == "generator"
+        else {}
+    )
     return {
+        **of_chats,
         "names": input_names(source.model, tokenizer),
         "pad_token": str(tokenizer.pad_token),
         "pad_id": int(tokenizer.pad_token_id),
@@ -280,7 +288,7 @@ def write(
         "mlflow_slim_version": __version__,
     }
     if engine:
-        content["engine"] = dict(engine)
+        content["engine"] = {**content.get("engine", {}), **engine}
     save(directory, content)
 
 
@@ -322,9 +330,9 @@ def adopt(source: OptimizedModel, directory: Path, *, backend: str) -> ExportedM
 
 
 def set_engine(directory: Path, engine: Mapping[str, Any]) -> None:
-    """Changes how an exported folder is run, see `mlflow_slim.runtime.predictor.load`."""
+    """Adds to how an exported folder is run, see `mlflow_slim.runtime.predictor.load`."""
     content = json.loads((directory / NAME).read_text(encoding="utf-8"))
-    content["engine"] = dict(engine)
+    content["engine"] = {**content.get("engine", {}), **engine}
     save(directory, content)
 
 

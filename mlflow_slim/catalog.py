@@ -41,6 +41,7 @@ TECHNIQUES = {
     "quantize.dynamic": "mlflow_slim.techniques.quantize_dynamic:QuantizeDynamic",
     "quantize.static": "mlflow_slim.techniques.quantize_static:QuantizeStatic",
     "quantize.weight_only": "mlflow_slim.techniques.quantize_weight_only:QuantizeWeightOnly",
+    "speculate.lookup": "mlflow_slim.techniques.speculate_lookup:SpeculateLookup",
 }
 
 

@@ -25,7 +25,7 @@ def chain_faults(steps: Sequence[Technique], backends: Sequence[str]) -> list[st
         runs_on: tuple[str, ...] = getattr(step, "runs_on", ())
         if not runs_on:
             continue
-        if index < len(steps) - 1:
+        if index < len(steps) - 1 and not getattr(steps[index + 1], "works_on_builds", False):
             faults.append(
                 f"steps[{index + 1}] {steps[index + 1].name!r} can't follow {step.name!r}, whose outcome exists only "
                 f"in the form of {' and '.join(runs_on)} and can't be changed any more. Put {step.name!r} last."

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Baseline",
     "Export",
+    "Generate",
     "Measure",
     "Options",
     "Recipe",
@@ -136,6 +137,23 @@ class Measure(_Section):
     requests_per_day: float | None = Field(None, gt=0, description="Your traffic; turns break-even into days.")
 
 
+class Generate(_Section):
+    """How a language model is asked; for the task text-generation."""
+
+    max_new_tokens: int = Field(
+        32, ge=0, le=100_000, description="Most tokens of an answer; timing writes exactly so many. 0 writes none."
+    )
+    prompt: str | None = Field(
+        None, min_length=1, description="A prompt with {text} where the row's text goes; default: the text as it is."
+    )
+    chat: bool | None = Field(
+        None, description="Send a prompt as a user's message; default: where the model has a chat template."
+    )
+    eval_rows: int = Field(
+        64, ge=2, le=1_000_000, description="Validation and test rows that are used, at most, at even steps."
+    )
+
+
 class Track(_Section):
     """Where MLflow keeps the runs."""
 
@@ -161,7 +179,9 @@ class Recipe(_Section):
     task: str = Field("text-classification", description="What the model does.")
     text: str = Field("text", min_length=1, description="Column with the text.")
     text_pair: str | None = Field(None, description="Column with the second text of a pair.")
-    label: str = Field("label", min_length=1, description="Column with the label, or list of labels.")
+    label: str | None = Field(
+        "label", min_length=1, description="Column with the label, list of labels, or right text; null: texts alone."
+    )
     label_separator: str | None = Field(
         None, description="What separates several labels in one text cell (multi-label)."
     )
@@ -192,6 +212,7 @@ class Recipe(_Section):
     quick: bool = Field(False, description="A smaller measuring budget; results are labelled quick.")
     baseline: Baseline = Baseline()
     steps: tuple[Any, ...] = Field((), description="Techniques in order, each with its options.")
+    generate: Generate = Generate()
     export: Export = Export()
     measure: Measure = Measure()
     track: Track = Track()

@@ -76,14 +76,15 @@ def _runtime_digest(folder: Path) -> str:
     return digest.hexdigest()[:8]
 
 
-def get_default_pip_requirements(backend: str = "onnxruntime") -> list[str]:
+def get_default_pip_requirements(backend: str = "onnxruntime", task: str = "text-classification") -> list[str]:
     """What serving needs, at the versions installed here.
 
     Args:
         backend: ``onnxruntime`` or ``torch``.
+        task: Chat templates of language models need jinja2.
     """
     found = []
-    for name in _REQUIREMENTS[backend]:
+    for name in (*_REQUIREMENTS[backend], *(("jinja2",) if task == "text-generation" else ())):
         # mlflow and mlflow-skinny are released together; the one not installed has the other's version
         known = name if name != "mlflow-skinny" else "mlflow"
         try:
@@ -109,6 +110,13 @@ def _default_signature(exported: ExportedModel) -> ModelSignature:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
+    if exported.task == "text-generation":
+        params = [ParamSpec("max_new_tokens", "long", None), ParamSpec("temperature", "double", 0.0)]
+        params += [ParamSpec("top_p", "double", 1.0), ParamSpec("seed", "long", None)]
+        params.append(ParamSpec("stop", "string", [], shape=(-1,)))
+        return ModelSignature(
+            inputs=Schema([ColSpec("string")]), outputs=Schema([ColSpec("string")]), params=ParamSchema(params)
+        )
     if exported.task != "text-classification":
         raise ModelError(f"No default signature for the task {exported.task!r}. Pass signature=.")
     names = ["text", "text_pair"] if exported.spec.get("pair") else [None]
@@ -120,6 +128,8 @@ def _default_signature(exported: ExportedModel) -> ModelSignature:
 
 
 def _default_example(exported: ExportedModel) -> Any:
+    if exported.task == "text-generation":
+        return ["Name three colours:"]
     if exported.spec.get("pair"):
         return [{"text": "This is one text.", "text_pair": "This is the other."}]
     return ["This is a text to classify."]
@@ -258,7 +268,7 @@ def save_model(
         model.model_size_bytes = size
     model.save(str(path / MLMODEL_FILE_NAME))
 
-    defaults = None if pip_requirements is not None else get_default_pip_requirements(exported.backend)
+    defaults = None if pip_requirements is not None else get_default_pip_requirements(exported.backend, exported.task)
     conda_env, requirements, constraints = untyped_environment._process_pip_requirements(defaults, pip_requirements)
     (path / "conda.yaml").write_text(yaml.safe_dump(conda_env, default_flow_style=False), encoding="utf-8")
     if constraints:

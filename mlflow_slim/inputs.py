@@ -100,6 +100,7 @@ def load_inputs(
         text=recipe.text,
         text_pair=recipe.text_pair,
         label=recipe.label,
+        labels=task.labels,
         train_split=recipe.train_split,
         validation_split=recipe.validation_split,
         test_split=recipe.test_split,
@@ -107,10 +108,11 @@ def load_inputs(
         label_separator=recipe.label_separator,
         on_bad_rows=recipe.on_bad_rows,
     )
+    options = recipe.generate.model_dump()
     if found is None:
-        return Inputs(task, task.make_data(tables, spec=spec), None, tuple(_describe(tables)), {})
+        return Inputs(task, task.make_data(tables, spec=spec, options=options), None, tuple(_describe(tables)), {})
     config = json.loads((found.directory / "config.json").read_text(encoding="utf-8"))
-    data = task.make_data(tables, config=config)
+    data = task.make_data(tables, config=config, options=options)
     source = task.load_model(found.directory, data, max_length=recipe.max_length, seed=recipe.seed)
     facts = {
         "slim.model": recipe.model,

@@ -126,8 +126,8 @@ class Technique(Protocol):
     """A frozen options object with one method. Options are its fields, typed and documented (pydantic).
 
     A technique whose outcome makes sense on certain runtimes alone lists them in a class attribute ``runs_on``; no step
-    may follow it. If the outcome exists in the form of those runtimes only, it puts a folder for each of
-    ``context.backends`` into `OptimizedModel.builds`.
+    may follow it but one whose class attribute ``works_on_builds`` is true. If the outcome exists in the form of those
+    runtimes only, it puts a folder for each of ``context.backends`` into `OptimizedModel.builds`.
     A technique that can tell early that it doesn't fit a model has a method ``check(source)`` too, which raises; one
     that needs something of the machine is `Conditional`.
     An option named ``student`` is a model that the recipe looks for before it starts.
@@ -155,14 +155,18 @@ class Changes:
     """How a candidate's answers differ from the baseline's, beyond the headline metric.
 
     Attributes:
-        metrics: ``agreement``, ``negative_flips`` and ``positive_flips`` (shares of rows) and what else the task knows.
+        metrics: ``agreement``, ``negative_flips`` and ``positive_flips`` (shares of rows, or of tokens) where they can
+            be told, and what else the task knows.
         tags: Words, under ``slim.quality.``.
         tables: Rows for people: ``slices``, ``broken_rows``.
+        certifiable: Smallest drop of the headline metric that so many flips in so many rows can rule out; 0 where the
+            headline isn't a share of right answers.
     """
 
     metrics: Mapping[str, float]
     tags: Mapping[str, str]
     tables: Mapping[str, Sequence[Mapping[str, Any]]]
+    certifiable: float = 0.0
 
 
 @runtime_checkable
@@ -190,9 +194,18 @@ class Task(Protocol):
     name: str
     library_class: str
     """The transformers class that loads its models, such as ``AutoModelForSequenceClassification``."""
+    labels: Literal["classes", "texts"]
+    """What its label column holds."""
+    check_rows: int
+    """Rows on which an export, and the logged model in a fresh process, must answer like their source."""
 
     def make_data(
-        self, tables: Any, *, config: Mapping[str, Any] | None = None, spec: Mapping[str, Any] | None = None
+        self,
+        tables: Any,
+        *,
+        config: Mapping[str, Any] | None = None,
+        spec: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> TaskData:
         """Rows read by `mlflow_slim.data` as splits with inputs and references, in the order of the model's labels."""
         ...
@@ -202,11 +215,15 @@ class Task(Protocol):
         ...
 
     def encode(self, processor: Any, inputs: Sequence[Input], spec: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """The model's inputs row by row, truncated and not padded, for training."""
+        """The model's inputs row by row, truncated, not padded, for training; with ``labels`` where they are tokens."""
         ...
 
     def loss(self, outputs: Any, references: Any, spec: Mapping[str, Any]) -> Any:
         """The task's own (hard-label) loss of raw outputs, a scalar tensor."""
+        ...
+
+    def outputs(self, model: Any, processor: Any, inputs: Sequence[Input], spec: Mapping[str, Any]) -> np.ndarray:
+        """Raw outputs ``(rows, ...)`` of a transformers model in memory, in eval mode."""
         ...
 
     def decide(self, outputs: np.ndarray, spec: Mapping[str, Any]) -> np.ndarray:
@@ -240,6 +257,10 @@ class Task(Protocol):
         seed: int,
     ) -> Interval:
         """Candidate less baseline of a headline metric on the same rows, with a 90 % interval."""
+        ...
+
+    def agreement(self, baseline: np.ndarray, candidate: np.ndarray, spec: Mapping[str, Any]) -> float:
+        """Share of answers that are the same."""
         ...
 
     def changes(self, baseline: np.ndarray, candidate: np.ndarray, split: Split, spec: Mapping[str, Any]) -> Changes:
@@ -292,6 +313,9 @@ class Scheme:
         calibrate: How the range of an activation is found in what calibration rows give; ``static``.
         smooth: Share of the difficulty that moves from activations to weights (SmoothQuant's alpha); None for what
             the runtime does by itself; ``static``.
+        wide: Names of modules that keep 8 bits where ``bits`` is 4; language models.
+        solve: How a weight becomes a code: the nearest one, or one that makes good the errors of those before it
+            (GPTQ); language models in 4 bits.
         engine: Which of torch's quantizers; ``dynamic`` on the torch backend.
     """
 
@@ -304,6 +328,8 @@ class Scheme:
     block_size: int = 32
     calibrate: Literal["minmax", "entropy", "percentile"] = "minmax"
     smooth: float | None = None
+    wide: frozenset[str] = frozenset()
+    solve: Literal["nearest", "gptq"] = "nearest"
     engine: Literal["torch.ao", "torchao"] = "torch.ao"
 
 

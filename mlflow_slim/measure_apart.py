@@ -108,10 +108,9 @@ def measure_request(path: Path) -> None:
     request = json.loads(path.read_text(encoding="utf-8"))
     recipe = Recipe.load(request["recipe"])
     given = request["split"]
-    pairs = bool(request["spec"].get("pair"))
     split = Split(
         name=given["name"],
-        inputs=[tuple(one) if pairs else one for one in given["inputs"]],
+        inputs=[tuple(one) if isinstance(one, list) else one for one in given["inputs"]],
         references=np.load(path.with_name("references.npy"), allow_pickle=False),
         frame=_read_frame(path.with_name("frame.parquet"), pd),
         digest=given["digest"],

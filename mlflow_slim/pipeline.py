@@ -37,7 +37,7 @@ from .measurement.host import host
 from .measurement.quality_report import headline
 from .measurement.report import Report
 from .model_source import resolve_model
-from .point_log import SAMPLE_ROWS, Point, PointLog
+from .point_log import Point, PointLog
 from .session_setup import compute_threads, energy_meter
 from .stages import Stages
 
@@ -221,7 +221,7 @@ class Flow:
                         "Fine-tune it first: mlflow run . -e finetune."
                     )
                 with self.stages.time("export"):
-                    sample = inputs.data.validation.inputs[:SAMPLE_ROWS]
+                    sample = inputs.data.validation.inputs[: inputs.task.check_rows]
                     exported = load_backend("torch").export(
                         model, self.folder / f"{len(self.logged.points)}-given", sample
                     )
@@ -337,7 +337,7 @@ class Flow:
         The last model is written into the user's output folder before MLflow is asked to take it.
         """
         backend = load_backend(backend_name)
-        sample = inputs.data.validation.inputs[:SAMPLE_ROWS]
+        sample = inputs.data.validation.inputs[: inputs.task.check_rows]
         variant = model.variant.replace(".", "_")
         with self.stages.time("export"):
             exported = backend.export(

@@ -24,11 +24,9 @@ if TYPE_CHECKING:
     from .measurement.helper import Helper
     from .tracking import PointRun, RecipeRun
 
-__all__ = ["SAMPLE_ROWS", "Point", "PointLog"]
+__all__ = ["Point", "PointLog"]
 
 logger = logging.getLogger(__name__)
-SAMPLE_ROWS = 32
-"""Rows on which an export, and the logged model in a fresh process, must answer like their source."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ class PointLog:
 
         A model that MLflow does not take is kept in a folder that the message names.
         """
-        sample = inputs.data.validation.inputs[:SAMPLE_ROWS]
+        sample = inputs.data.validation.inputs[: inputs.task.check_rows]
         baseline_run = self.points[0].run_id if self.points else None
         with stages.time("log"), _kept_if_not_logged(exported):
             from . import flavor, foreign

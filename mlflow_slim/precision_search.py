@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from .artifact import OptimizedModel, StepRecord
 from .errors import ConfigError, ExportError, did_you_mean
 from .interfaces import Context, QuantizingBackend, Scheme
+from .measurement.arms import is_generator
 from .sensitivity import group_modules, sqnr_db
 
 if TYPE_CHECKING:
@@ -62,7 +63,14 @@ class _Trial:
 
 
 def quantize_for_backends(
-    name: str, options: QuantizeOptions, choices: Sequence[Sequence[Scheme]], source: OptimizedModel, context: Context
+    name: str,
+    options: QuantizeOptions,
+    choices: Sequence[Sequence[Scheme]],
+    source: OptimizedModel,
+    context: Context,
+    *,
+    calibration: Sequence[Any] | None = None,
+    back_to_float: bool = True,
 ) -> OptimizedModel:
     """``source`` with a quantized build for each of the context's backends.
 
@@ -73,6 +81,8 @@ def quantize_for_backends(
             the margin is taken. Where none does, modules of the last choice go back to float.
         source: The model; it is left as it is.
         context: Validation rows to decide on, folder, backends.
+        calibration: Rows whose activations the runtime's quantizer may look at; by default those to decide on.
+        back_to_float: False keeps the last choice as it is, with a word of caution; where modules are many and large.
 
     Raises:
         ConfigError: A pattern of ``keep_float`` fits no module, or a backend can't do this.
@@ -85,8 +95,13 @@ def quantize_for_backends(
         kind = schemes[0].kind
         if kind not in getattr(backend, "kinds", ()):
             raise ConfigError(f"{name} can't be done for {backend_name}. Write other export.backends.")
-        search = _Search(name, options, source, context, cast("QuantizingBackend", backend), kind)
-        chosen = search.run(choices)
+        search = _Search(name, options, source, context, cast("QuantizingBackend", backend), kind, calibration)
+        chosen = search.run(choices, back_to_float=back_to_float)
+        if not search.holds(chosen):
+            notes["caution"] = (
+                f"{name} on {backend_name}: {search.metric} fell by {chosen.drop:.4f} on validation rows, with "
+                f"{chosen.agreement:.1%} of the answers as before; more than max_drop or min_agreement allow."
+            )
         builds[backend_name] = chosen.folder
         notes[backend_name] = {
             **_differences(chosen.scheme, schemes),
@@ -97,12 +112,14 @@ def quantize_for_backends(
             "calibration_drop": round(chosen.drop, 5),
             "sqnr_db": round(chosen.sqnr_db, 2),
         }
+        if chosen.scheme.wide:
+            notes[backend_name]["kept_in_8_bits"] = sorted(chosen.scheme.wide)
     return source.after(StepRecord(name, options.model_dump(mode="json"), notes), source.model, builds=builds)
 
 
 def _differences(chosen: Scheme, schemes: Sequence[Scheme]) -> Mapping[str, Any]:
     """What was decided: the fields in which the schemes to choose from differ."""
-    fields = [field for field in vars(chosen) if len({getattr(scheme, field) for scheme in schemes}) > 1]
+    fields = [f for f in vars(chosen) if f != "wide" and len({getattr(scheme, f) for scheme in schemes}) > 1]
     return {field: getattr(chosen, field) for field in {*fields, "reduce_range"}}
 
 
@@ -121,6 +138,7 @@ class _Search:
         context: Context,
         backend: QuantizingBackend,
         kind: Any,
+        calibration: Sequence[Any] | None,
     ) -> None:
         self.name, self.options, self.source, self.context = name, options, source, context
         self.backend = backend
@@ -131,42 +149,46 @@ class _Search:
         self.inputs: Sequence[Any] = [validation.inputs[row] for row in rows]
         self.references = validation.references[rows]
         self.metric = context.metric or context.task.headline(validation.references, source.spec)[0]
-        self.exported = backend.export(source, self.folder / "float", self.inputs[:32])
+        self.exported = backend.export(source, self.folder / "float", self.inputs[: context.task.check_rows])
         self.expected = self._answers(self.exported.directory)
         self.modules = backend.quantizable(self.exported, source, kind)
+        self.calibration = self.inputs if calibration is None else calibration
         self.tried = 0
 
     def _answers(self, folder: Path) -> np.ndarray:
-        return self.backend.load(folder, threads=self.context.threads).predict(self.inputs)
+        predictor: Any = self.backend.load(folder, threads=self.context.threads)
+        answer = predictor.scores if is_generator(predictor) else predictor.predict
+        outputs: np.ndarray = answer(self.inputs)
+        return outputs
 
     def _try(self, scheme: Scheme) -> _Trial:
         import numpy as np
 
         self.tried += 1
         folder = self.folder / f"trial-{self.tried}"
-        self.backend.quantize(self.exported, self.source, folder, scheme, self.inputs)
+        self.backend.quantize(self.exported, self.source, folder, scheme, self.calibration)
         found, task, spec = self._answers(folder), self.context.task, self.source.spec
         if not np.isfinite(found).all():
             raise ExportError("The quantized model answers with values that are no numbers. Try per_channel=true.")
-        same = task.decide(found, spec) == task.decide(self.expected, spec)
         before, after = (task.judge(self.metric, outputs, self.references, spec) for outputs in (self.expected, found))
         return _Trial(
             scheme,
             folder,
-            agreement=float(same.reshape(len(same), -1).all(axis=1).mean()),
+            agreement=task.agreement(self.expected, found, spec),
             drop=before - after,
             sqnr_db=sqnr_db(self.expected, found),
         )
 
-    def run(self, choices: Sequence[Sequence[Scheme]]) -> _Trial:
+    def run(self, choices: Sequence[Sequence[Scheme]], *, back_to_float: bool) -> _Trial:
         kept = frozenset(name for pattern in self.options.keep_float for name in self._named(pattern))
         for schemes in choices:
             trials = [self._try(replace(scheme, keep_float=kept)) for scheme in schemes]
             chosen = max(trials, key=lambda trial: trial.sqnr_db)
-            if self._holds(chosen):
+            if self.holds(chosen):
                 break
         else:
-            chosen = self._back_to_float(chosen)
+            if back_to_float:
+                chosen = self._back_to_float(chosen)
         logger.info(
             "%s: %d of %d matrices in integers%s; %.1f %% of %d validation rows answered as before",
             self.name,
@@ -184,7 +206,7 @@ class _Search:
             raise ConfigError(f"keep_float {pattern!r} fits no module. {did_you_mean(pattern, self.modules)}")
         return names
 
-    def _holds(self, trial: _Trial) -> bool:
+    def holds(self, trial: _Trial) -> bool:
         limit = self.options.max_drop
         return limit is None or (trial.drop <= limit and trial.agreement >= self.options.min_agreement)
 
@@ -206,6 +228,6 @@ class _Search:
         chosen = all_integer
         for group in sorted(relief, key=lambda group: -relief[group]):
             chosen = self._try(replace(scheme, keep_float=chosen.scheme.keep_float | set(group)))
-            if self._holds(chosen):
+            if self.holds(chosen):
                 break
         return chosen

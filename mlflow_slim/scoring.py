@@ -51,10 +51,9 @@ def validation_scorer(source: OptimizedModel, context: Context) -> tuple[str, Ca
     """
     task, validation = context.task, context.data.validation
     metric = context.metric or task.headline(validation.references, source.spec)[0]
-    rows = task.encode(source.processor, validation.inputs, source.spec)
 
     def score(model: Any) -> float:
-        outputs = outputs_of(model, source.processor, rows)
+        outputs = task.outputs(model, source.processor, validation.inputs, source.spec)
         return task.judge(metric, outputs, validation.references, source.spec)
 
     return metric, score

@@ -29,7 +29,6 @@ from .journal import Journal
 from .measure_apart import measure_apart
 from .measurement.report import Report
 from .pipeline import Flow, Outcome, run_flow
-from .point_log import SAMPLE_ROWS
 from .samplers import find_optuna, make_sampler
 from .schema import HEADLINE, Meaning, meaning, objective
 from .search import SCREENED, Sweep
@@ -214,7 +213,7 @@ class _SweepFlow(Flow):
                 self.made[chain] = outcome
             current = self.made[chain]
         backend = load_backend(variant.backend)
-        sample = inputs.data.validation.inputs[:SAMPLE_ROWS]
+        sample = inputs.data.validation.inputs[: inputs.task.check_rows]
         name = f"trial-{len(list(self.folder.glob('trial-*')))}"
         with self.stages.time("export"):
             return backend.export(current, self.folder / name, sample)

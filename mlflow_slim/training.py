@@ -95,7 +95,7 @@ def training_rows(
     """One dict a row for `fit`: token ids, ``labels`` and whatever else the loss needs, such as teacher logits."""
     rows = context.task.encode(source.processor, split.inputs, source.spec)
     for i, row in enumerate(rows):
-        row["labels"] = split.references[i]
+        row.setdefault("labels", split.references[i])
         for name, values in (extra or {}).items():
             row[name] = values[i]
     return rows
@@ -242,6 +242,11 @@ def fit(
 
 
 def _stack(values: Sequence[Any]) -> Any:
+    """The values of a batch; labels token by token are padded behind with -100, where nothing is learned."""
     import numpy as np
 
-    return np.stack([np.asarray(value) for value in values])
+    arrays = [np.asarray(value) for value in values]
+    longest = max(map(len, arrays)) if arrays[0].ndim == 1 else 0
+    if any(len(array) < longest for array in arrays):
+        arrays = [np.pad(array, (0, longest - len(array)), constant_values=-100) for array in arrays]
+    return np.stack(arrays)

@@ -218,3 +218,59 @@ def start_child(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]
         if process.poll() is None:
             process.kill()
         process.communicate()
+
+
+def make_language_model(folder: Path, kind: str = "llama", *, chat: bool = True, seed: int = 0, **changes: Any) -> Path:
+    """A tiny decoder with random weights and a byte-level tokenizer of its own, saved as transformers does."""
+    import torch
+    import transformers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    texts = ["the quick brown fox jumps over the lazy dog and then runs home", "what is the name of the river"] * 5
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=340,
+            special_tokens=["<|end|>", "<|user|>", "<|assistant|>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    upstream: Any = transformers.PreTrainedTokenizerFast
+    processor = upstream(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|end|>")
+    if chat:
+        processor.chat_template = (
+            "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{{ eos_token }}{% endfor %}"
+            "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+        )
+    ends = {"eos_token_id": 0, "bos_token_id": 0, "pad_token_id": 0}
+    if kind == "gpt2":
+        config: Any = transformers.GPT2Config(
+            vocab_size=len(processor), n_embd=64, n_layer=2, n_head=4, n_positions=256, **ends
+        )
+    else:
+        classes = {
+            "llama": transformers.LlamaConfig,
+            "qwen2": transformers.Qwen2Config,
+            "mistral": transformers.MistralConfig,
+            "gemma": transformers.GemmaConfig,
+        }
+        shape = {
+            "vocab_size": len(processor),
+            "hidden_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "intermediate_size": 128,
+            "max_position_embeddings": 256,
+            "tie_word_embeddings": kind != "mistral",
+        }
+        config = classes[kind](**{**shape, **ends, **changes})
+    torch.manual_seed(seed)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(str(folder))
+    processor.save_pretrained(str(folder))
+    return folder

@@ -23,11 +23,15 @@ from typing import Any
 
 from .. import bundle
 from ..artifact import ExportedModel, OptimizedModel
+from ..catalog import load_task
+from ..decoder_graph import export_decoder
+from ..decoder_quantization import block_for, linear_nodes, quantize_decoder
 from ..errors import ConfigError, ExportError, IntegrityError
+from ..gptq import Codes, input_moments, solve
 from ..graph_export import Traceable, export_graph
 from ..interfaces import Kind, Scheme
 from ..onnx_quantization import quantize_graph, weighted_nodes
-from ..runtime import BundleError, Predictor
+from ..runtime import BundleError, Predictor, TextGenerator, tasks
 from ..runtime import load as load_bundle
 from ..runtime.bundle import read_bundle
 from ..runtime.encoder import TokenizerFile
@@ -128,6 +132,21 @@ class _Known:
     nodes: dict[str, list[str]]
     rows: list[Any] = field(default_factory=list)
     ranges: dict[str, bytes] = field(default_factory=dict)
+    moments: dict[str, Any] = field(default_factory=dict)
+    codes: dict[tuple[str, int], Codes] = field(default_factory=dict)
+
+    def solved(self, source: OptimizedModel, module: str, rows: Sequence[Any], block_size: int) -> Codes | None:
+        """A module's weights in 4 bits by GPTQ; the same in every trial, so solved once."""
+        weight = source.model.get_submodule(module).weight.detach().cpu()
+        block = block_for(weight.shape[1], block_size)
+        if block is None:
+            return None
+        if not self.moments:
+            logger.info("GPTQ: looking at what %d matrices are fed on %d rows", len(self.nodes), len(rows))
+            self.moments.update(input_moments(source, load_task(source.task), rows, self.nodes))
+        if (module, block) not in self.codes:
+            self.codes[module, block] = solve(weight, self.moments[module], bits=4, block_size=block)
+        return self.codes[module, block]
 
     def ranges_on(self, rows: Sequence[Any]) -> dict[str, bytes]:
         """Those found on the same rows; other rows start anew."""
@@ -135,6 +154,10 @@ class _Known:
             self.rows[:] = rows
             self.ranges.clear()
         return self.ranges
+
+
+def _as_notes(scheme: Scheme) -> dict[str, Any]:
+    return {**asdict(scheme), "keep_float": sorted(scheme.keep_float), "wide": sorted(scheme.wide)}
 
 
 def _threads() -> int:
@@ -174,6 +197,8 @@ class OnnxRuntimeBackend:
         """
         if source.builds:
             return bundle.adopt(source, directory, backend=self.name)
+        if tasks.find(source.task).KIND == "generator":
+            return export_decoder(source, directory, sample, backend=self.name, threads=_threads())
         return export_graph(
             source,
             directory,
@@ -223,12 +248,15 @@ class OnnxRuntimeBackend:
             )
         content = read_bundle(exported.directory).content
         graph = exported.directory / MODEL
+        known = self._known_of(exported, source, scheme.kind)
+        if tasks.find(source.task).KIND == "generator":
+            self._quantize_decoder(exported, source, directory, scheme, rows, known)
+            return
         with bundle.staged(Path(directory)) as work:
             tokenizer = work / "tokenizer.json"
             shutil.copyfile(exported.directory / tokenizer.name, tokenizer)
             encode = TokenizerFile(tokenizer, content["inputs"], max_length=int(source.spec["max_length"]))
             batches = (encode(rows[start : start + 8]) for start in range(0, len(rows), 8))
-            known = self._known_of(exported, source, scheme.kind)
             with _quiet():
                 try:
                     quantize_graph(graph, work / MODEL, scheme, known.nodes, batches, known.ranges_on(rows))
@@ -236,15 +264,43 @@ class OnnxRuntimeBackend:
                     raise
                 except Exception as error:  # onnxruntime's quantizer raises many kinds of its own
                     raise ExportError(f"onnxruntime can't quantize {type(source.model).__name__}: {error}") from error
-            quantized = {**asdict(scheme), "keep_float": sorted(scheme.keep_float)}
-            notes = {**content["notes"], "quantized": quantized}
+            notes = {**content["notes"], "quantized": _as_notes(scheme)}
+            bundle.write(source, work, backend=self.name, inputs=content["inputs"], notes=notes)
+
+    def _quantize_decoder(
+        self,
+        exported: ExportedModel,
+        source: OptimizedModel,
+        directory: Path,
+        scheme: Scheme,
+        rows: Sequence[Any],
+        known: _Known,
+    ) -> None:
+        """The same for a language model."""
+        if scheme.kind != "weight_only":
+            raise ConfigError(
+                f"Language models aren't quantized with kind {scheme.kind!r} on onnxruntime. Use quantize.weight_only."
+            )
+        content = read_bundle(exported.directory).content
+
+        def solved(module: str) -> Codes | None:
+            if scheme.solve == "nearest":
+                return None
+            return known.solved(source, module, rows, scheme.block_size)
+
+        with bundle.staged(Path(directory)) as work:
+            shutil.copyfile(exported.directory / "tokenizer.json", work / "tokenizer.json")
+            quantize_decoder(exported.directory / MODEL, work / MODEL, scheme, known.nodes, solved)
+            notes = {**content["notes"], "quantized": _as_notes(scheme), "kernel": "MatMulNBits, int8 products"}
             bundle.write(source, work, backend=self.name, inputs=content["inputs"], notes=notes)
 
     def _known_of(self, exported: ExportedModel, source: OptimizedModel, kind: Kind) -> _Known:
         """Kept for the last export: a search asks for it at every trial."""
         of = (exported.directory, kind)
         if self._known is None or self._known.of != of:
-            self._known = _Known(of, weighted_nodes(exported.directory / MODEL, source.model, kind))
+            graph, generates = exported.directory / MODEL, tasks.find(source.task).KIND == "generator"
+            nodes = linear_nodes(graph, source.model) if generates else weighted_nodes(graph, source.model, kind)
+            self._known = _Known(of, nodes)
         return self._known
 
     def _place(self, ready: Traceable, plain: Path, work: Path) -> dict[str, Any]:
@@ -271,7 +327,7 @@ class OnnxRuntimeBackend:
             path.rename(work / path.name)
         return {"fused": {}, "not_fused": reason, "max_abs_diff": difference(work / MODEL)}
 
-    def load(self, directory: Path, *, threads: int) -> Predictor:
+    def load(self, directory: Path, *, threads: int) -> Predictor | TextGenerator:
         """A predictor over an exported folder, after comparing it with its manifest.
 
         Args:

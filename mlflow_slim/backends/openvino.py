@@ -20,7 +20,7 @@ from ..errors import ConfigError, ExportError, IntegrityError
 from ..graph_export import Traceable, export_graph
 from ..interfaces import Kind, Scheme
 from ..openvino_quantization import quantize_model, weighted_nodes
-from ..runtime import BundleError, Predictor
+from ..runtime import BundleError, Predictor, TextGenerator, tasks
 from ..runtime import load as load_bundle
 from ..runtime.bundle import read_bundle
 from ..runtime.encoder import TokenizerFile
@@ -80,6 +80,8 @@ class OpenVinoBackend:
         """
         if source.builds:
             return bundle.adopt(source, directory, backend=self.name)
+        if tasks.find(source.task).KIND != "encoder":
+            raise ExportError(f"OpenVINO can't run {source.task} here. Write export.backends=torch or onnxruntime.")
         return export_graph(
             source,
             directory,
@@ -132,7 +134,7 @@ class OpenVinoBackend:
             notes = {**content["notes"], "quantized": {**asdict(scheme), "keep_float": sorted(scheme.keep_float)}}
             bundle.write(source, work, backend=self.name, inputs=content["inputs"], notes=notes)
 
-    def load(self, directory: Path, *, threads: int) -> Predictor:
+    def load(self, directory: Path, *, threads: int) -> Predictor | TextGenerator:
         """A predictor over an exported folder, after comparing it with its manifest.
 
         Args:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from .. import bundle
 from ..artifact import ExportedModel, OptimizedModel
 from ..errors import ConfigError, ExportError, IntegrityError, ModelError
 from ..interfaces import Kind, Scheme
-from ..runtime import BundleError, Predictor, tasks
+from ..runtime import BundleError, Predictor, TextGenerator, tasks
 from ..runtime import load as load_bundle
 from ..runtime.bundle import read_bundle
 from ..runtime.narrowed import KEY
@@ -33,23 +33,27 @@ _TOLERANCE = {"float64": 1e-4, "float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-
 
 def _complete(config: Path, source: OptimizedModel) -> None:
     """Puts the task's labels, for transformers' own pipeline, and narrowed shapes into ``config.json``."""
-    labels = [str(label) for label in source.spec["labels"]]
     content = json.loads(config.read_text(encoding="utf-8"))
     if content.get("auto_map"):
         raise ModelError(
             f"{source.source or 'The model'} needs code of its own (auto_map); only transformers' are exported."
         )
     content.pop("_name_or_path", None)
-    content["id2label"] = {str(index): label for index, label in enumerate(labels)}
-    content["label2id"] = {label: index for index, label in enumerate(labels)}
-    if source.spec.get("multi_label"):
-        content["problem_type"] = "multi_label_classification"
-    elif content.get("problem_type") != "single_label_classification":
-        content["problem_type"] = "single_label_classification" if len(labels) > 1 else None
+    if "labels" in source.spec:
+        _put_labels(content, [str(label) for label in source.spec["labels"]], source.spec)
     content.pop(KEY, None)  # of the model this one was made from
     if shapes := narrowed_shapes(source.model):
         content[KEY] = shapes
     config.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _put_labels(content: dict[str, Any], labels: Sequence[str], spec: Mapping[str, Any]) -> None:
+    content["id2label"] = {str(index): label for index, label in enumerate(labels)}
+    content["label2id"] = {label: index for index, label in enumerate(labels)}
+    if spec.get("multi_label"):
+        content["problem_type"] = "multi_label_classification"
+    elif content.get("problem_type") != "single_label_classification":
+        content["problem_type"] = "single_label_classification" if len(labels) > 1 else None
 
 
 class TorchBackend:
@@ -144,7 +148,7 @@ class TorchBackend:
             engine = {"int8": {"engine": scheme.engine, "modules": modules}}
             bundle.write(source, work, backend=self.name, inputs=content["inputs"], notes=notes, engine=engine)
 
-    def load(self, directory: Path, *, threads: int, device: str = "cpu") -> Predictor:
+    def load(self, directory: Path, *, threads: int, device: str = "cpu") -> Predictor | TextGenerator:
         """A predictor over an exported folder, after comparing it with its manifest.
 
         Args:

@@ -20,7 +20,7 @@ MINIMUM_ROWS = 10
 
 
 def cut(
-    keys: Sequence[Hashable], labels: Sequence[Any], fractions: Mapping[str, float], *, seed: int, what: str
+    keys: Sequence[Hashable], labels: Sequence[Any] | None, fractions: Mapping[str, float], *, seed: int, what: str
 ) -> tuple[dict[str, list[int]], str]:
     """Row indices for each split, in the rows' order, and one sentence on how they were made.
 
@@ -29,7 +29,7 @@ def cut(
 
     Args:
         keys: The input of each row; equal inputs stay together.
-        labels: The label of each row, or a list of labels.
+        labels: The label of each row, or a list of labels; None cuts without looking at any.
         fractions: Share of each split, > 0, adding up to 1; the first (train) takes what rounding leaves.
         seed: Another seed, another cut.
         what: The rows in words, for messages.
@@ -47,6 +47,10 @@ def cut(
             f"at least {MINIMUM_ROWS}. Add rows, or name a file for each split."
         )
     order = sorted(groups, key=lambda key: hashlib.sha256(f"{seed}\x1f{key!r}".encode()).digest())
+    if labels is None:
+        side = _spread(order, {key: set() for key in order}, fractions)
+        split = {name: [i for i, key in enumerate(keys) if side[key] == name] for name in fractions}
+        return split, f"{', '.join(parts)} of {what}, seed {seed}"
     label_of = {key: _commonest([labels[i] for i in groups[key]]) for key in order}
     multi_label = any(isinstance(label, list) for label in labels)
     classes = Counter(label_of.values())

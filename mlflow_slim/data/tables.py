@@ -30,7 +30,8 @@ class Tables:
 
     Attributes:
         train, validation, test: Columns ``text``, ``text_pair`` (for pairs only), ``label`` (int, bool or str, or a
-            list of one of them) and every other column of the user's. The index counts from 0.
+            list of one of them; absent where none was named) and every other column of the user's. The index counts
+            from 0.
         name: Short name for people: file stem, folder name or data set name.
         source: What the user named.
         report: Counts and words about what was read, dropped, cut and found, JSON values only.
@@ -79,7 +80,8 @@ def read_tables(
     *,
     text: str = "text",
     text_pair: str | None = None,
-    label: str = "label",
+    label: str | None = "label",
+    labels: Literal["classes", "texts"] = "classes",
     train_split: str | None = None,
     validation_split: str | None = None,
     test_split: str | None = None,
@@ -100,7 +102,8 @@ def read_tables(
             is a file.
         text: Column of the text.
         text_pair: Column of the second text, for pairs; None or empty for single texts.
-        label: Column of the label.
+        label: Column of the label; None only where labels are texts, for rows of a text alone.
+        labels: What they are: classes that repeat, or texts of their own, of which any may come up.
         train_split: Name of the split, or a file; None for what is usual.
         validation_split: As above; cut from train when there is none.
         test_split: As above; cut from train when there is none.
@@ -114,7 +117,9 @@ def read_tables(
         InputNotFound: Nothing of that name is there.
         DataError: The rows can't be used as asked.
     """
-    wanted = {"text": text, **({"text_pair": text_pair} if text_pair else {}), "label": label}
+    wanted = {"text": text, **({"text_pair": text_pair} if text_pair else {})}
+    if label is not None or labels == "classes":
+        wanted["label"] = label or ""
     _check_options(wanted, on_bad_rows)
     asked = {"train": train_split, "validation": validation_split, "test": test_split}
     located = locate(source, asked, wanted=list(wanted.values()), revision=revision)
@@ -124,11 +129,13 @@ def read_tables(
         checks.check_columns(rows.columns, wanted, where, header_hint=not rows.typed)
         if not len(rows) and not rows.malformed:
             raise DataError(f"{where} has columns but no rows. Give a file with at least ten rows.")
-    located = _without_withheld_labels(located, label)
+    if label is not None:
+        located = _without_withheld_labels(located, label)
 
-    splits, faults, dropped, counts = _usable(located, wanted, label_separator)
-    if "train" in splits:
-        splits = _drop_unseen(splits, label, faults, dropped)
+    are_classes = labels == "classes"
+    splits, faults, dropped, counts = _usable(located, wanted, label_separator, are_classes=are_classes)
+    if "train" in splits and are_classes:
+        splits = _drop_unseen(splits, wanted["label"], faults, dropped)
     if faults and on_bad_rows == "refuse":
         raise checks.refuse(faults, shown)
     for name, own in splits.items():
@@ -136,11 +143,12 @@ def read_tables(
             raise DataError(f"{name} of {shown} has no usable row left: {_in_words(dropped.get(name, {}))}.")
 
     whole = splits.get("all") or splits["train"]
-    checks.require_labels_that_repeat(whole.labels, label, shown)
-    checks.require_classes(whole.labels, label, shown)
+    if are_classes:
+        checks.require_labels_that_repeat(whole.labels, wanted["label"], shown)
+        checks.require_classes(whole.labels, wanted["label"], shown)
 
     made: dict[str, str] = {}
-    splits = _complete(splits, seed, shown, made)
+    splits = _complete(splits, seed, shown, made, stratify=are_classes)
     overlap = _overlap(splits)
     contradictory = checks.contradictions(
         [key for name in SPLITS for key in splits[name].keys], [x for name in SPLITS for x in splits[name].labels]
@@ -151,10 +159,13 @@ def read_tables(
         name: before[name] - len(splits[name]) for name in ("train", "validation") if before[name] > len(splits[name])
     }
     late: list[tuple[str, str, Sequence[int]]] = []
-    splits = _drop_unseen(splits, label, late, dropped)
+    if are_classes:
+        splits = _drop_unseen(splits, wanted["label"], late, dropped)
     if late and on_bad_rows == "refuse":
         raise checks.refuse(late, shown)
-    _require_sound(splits, label, shown)
+    _require_sound(splits, shown)
+    if are_classes:
+        checks.require_classes(splits["train"].labels, wanted["label"], f"train of {shown}")
 
     report: dict[str, Any] = {
         "source_kind": located.kind,
@@ -173,7 +184,7 @@ def read_tables(
             name: {
                 str(k): n for k, n in sorted(checks.label_names(splits[name].labels).items(), key=lambda kn: str(kn[0]))
             }
-            for name in SPLITS
+            for name in (SPLITS if are_classes else ())
         },
         "notes": [
             *located.notes,
@@ -182,7 +193,7 @@ def read_tables(
         ],
         "seed": seed,
     }
-    frames = {name: _frame(splits[name]) for name in SPLITS}
+    frames = {name: _frame(splits[name], with_label="label" in wanted) for name in SPLITS}
     return Tables(**frames, name=located.name, source=shown, report=report, revision=located.revision)
 
 
@@ -235,16 +246,24 @@ def _is_blank(value: Any) -> bool:
 
 
 def _usable(
-    located: Located, wanted: Mapping[str, str], separator: str | None
+    located: Located, wanted: Mapping[str, str], separator: str | None, *, are_classes: bool
 ) -> tuple[dict[str, _Split], list[tuple[str, str, Sequence[int]]], dict[str, Counter[str]], dict[str, int]]:
     """Usable rows of each table, what was wrong with the others, how many by reason, what was done to labels."""
     tables = located.tables
-    labels, counts = clean_labels(
-        [rows.columns[wanted["label"]] for rows in tables.values()],
-        typed=[rows.typed for rows in tables.values()],
-        separator=separator or None,
-        column=wanted["label"],
-    )
+    column = wanted.get("label")
+    labels: list[list[Any]]
+    counts: dict[str, int] = {}
+    if column is None:
+        labels = [[""] * len(rows) for rows in tables.values()]
+    elif not are_classes:
+        labels = [[clean_text(value, column) for value in rows.columns[column]] for rows in tables.values()]
+    else:
+        labels, counts = clean_labels(
+            [rows.columns[column] for rows in tables.values()],
+            typed=[rows.typed for rows in tables.values()],
+            separator=separator or None,
+            column=column,
+        )
     splits: dict[str, _Split] = {}
     faults: list[tuple[str, str, Sequence[int]]] = []
     dropped: dict[str, Counter[str]] = {}
@@ -295,7 +314,9 @@ def _drop_unseen(
     return result
 
 
-def _complete(splits: Mapping[str, _Split], seed: int, shown: str, made: dict[str, str]) -> dict[str, _Split]:
+def _complete(
+    splits: Mapping[str, _Split], seed: int, shown: str, made: dict[str, str], *, stratify: bool
+) -> dict[str, _Split]:
     """All three splits; the ones that are missing are cut from train (or from the whole), ``made`` says how."""
     whole = "all" if "all" in splits else "train"
     missing = [name for name in ("validation", "test") if name not in splits]
@@ -308,7 +329,7 @@ def _complete(splits: Mapping[str, _Split], seed: int, shown: str, made: dict[st
         pool = pool.take([i for i, key in enumerate(pool.keys) if key not in given])
     shares = {"train": 1 - _CUT * len(missing), **dict.fromkeys(missing, _CUT)}
     what = shown if whole == "all" else f"train of {shown}"
-    indices, how = cut(pool.keys, pool.labels, shares, seed=seed, what=what)
+    indices, how = cut(pool.keys, pool.labels if stratify else None, shares, seed=seed, what=what)
     made.update(dict.fromkeys(shares, f"cut: {how}"))
     result = {name: split for name, split in splits.items() if name not in ("all", "train")}
     result |= {name: pool.take(own) for name, own in indices.items()}
@@ -346,26 +367,26 @@ def _disjoint(splits: Mapping[str, _Split], shown: str) -> dict[str, _Split]:
     return result
 
 
-def _require_sound(splits: Mapping[str, _Split], label: str, shown: str) -> None:
+def _require_sound(splits: Mapping[str, _Split], shown: str) -> None:
     for name in ("validation", "test"):
         if not len(splits[name]):
             raise DataError(f"No usable row is left in {name} of {shown}. Its labels are not those of train.")
-    checks.require_classes(splits["train"].labels, label, f"train of {shown}")
 
 
 def _in_words(reasons: Mapping[str, int]) -> str:
     return "; ".join(f"{count} with {why}" for why, count in reasons.items()) or "it was empty"
 
 
-def _frame(split: _Split) -> pd.DataFrame:
+def _frame(split: _Split, *, with_label: bool) -> pd.DataFrame:
     import pandas as pd
 
     columns: dict[str, Any] = {"text": pd.Series(split.texts, dtype=object)}
     if split.pairs is not None:
         columns["text_pair"] = pd.Series(split.pairs, dtype=object)
-    kinds = {type(x) for x in split.labels}
-    dtype = "int64" if kinds == {int} else "bool" if kinds == {bool} else object
-    columns["label"] = pd.Series(split.labels, dtype=dtype)
+    if with_label:
+        kinds = {type(x) for x in split.labels}
+        dtype = "int64" if kinds == {int} else "bool" if kinds == {bool} else object
+        columns["label"] = pd.Series(split.labels, dtype=dtype)
     for name, values in split.others.items():
         own = name
         while own in columns:  # a column of the user's that is called as one of ours

@@ -1,5 +1,6 @@
 """The inputs that all arms are timed on, and the arms themselves.
 
+A language model is sent the prompt of median length and writes a fixed number of tokens. Of other models,
 ``single`` sends the test text of median length, one at a time. ``offline`` sends two batches of texts that
 stand for the lengths in the test split, sorted by length. Both are timed on encoded inputs (what the model
 costs) and again from raw text (what a caller waits for).
@@ -9,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..artifact import ExportedModel
 from ..interfaces import Batch, Input, Predictor
 from .timing import Arm
 
-__all__ = ["CountedArm", "Scenario", "arm_names", "make_scenarios", "representative_rows"]
+__all__ = ["CountedArm", "Scenario", "arm_names", "is_generator", "make_scenarios", "representative_rows"]
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,9 @@ class Scenario:
         rows: Inputs that one call processes.
         tokens: Tokens that one call of the baseline processes, padding included; None where it keeps them to itself.
         arms: On encoded inputs, the baseline's first.
-        text_arms: From raw text, in the same order.
+        text_arms: From raw text, in the same order; none for language models.
         control: The baseline loaded anew, on encoded inputs; None where it wasn't.
+        min_rounds: Rounds that a verdict needs; fewer where one call takes seconds.
     """
 
     name: str
@@ -47,6 +50,7 @@ class Scenario:
     arms: tuple[Arm, ...]
     text_arms: tuple[Arm, ...]
     control: Arm | None = None
+    min_rounds: int = 40
 
     @property
     def energy_arms(self) -> tuple[CountedArm, ...]:
@@ -86,16 +90,18 @@ def make_scenarios(
         copies: Further predictors of the same points, each set in the points' order.
         control: Predictors of the baseline that no arm uses, as many as there are of each point.
     """
-    rows = representative_rows(inputs, 2 * batch_size)
     median = representative_rows(inputs, 1)
     names = arm_names(points)
+    loaded = list(zip(predictors, *copies, strict=True))  # by point
+    if is_generator(predictors[0]):
+        return [_requests(names, loaded, median, control)]
+    rows = representative_rows(inputs, 2 * batch_size)
     scenarios = []
     for name, title, chosen in (
         ("single", "one text at a time", [median]),
         ("offline", f"batches of {batch_size}", [rows[:batch_size], rows[batch_size:]]),
     ):
         encoded = [[predictor.encode(batch) for batch in chosen] for predictor in predictors]
-        loaded = list(zip(predictors, *copies, strict=True))  # by point
         ready = [[_forward(one, batches) for one in same] for same, batches in zip(loaded, encoded, strict=True)]
         twins = [_forward(one, encoded[0]) for one in control]
         raw = [[_from_text(one, chosen) for one in same] for same in loaded]
@@ -111,6 +117,30 @@ def make_scenarios(
             )
         )
     return scenarios
+
+
+def is_generator(predictor: Any) -> bool:
+    """Whether a model writes token after token, each of which can be timed."""
+    return hasattr(predictor, "stamps")
+
+
+def _requests(
+    names: Sequence[str], loaded: Sequence[Sequence[Predictor]], median: Sequence[Input], control: Sequence[Predictor]
+) -> Scenario:
+    """One prompt at a time, answered with a fixed number of tokens. Tokenizing is nothing beside it."""
+    encoded = [same[0].encode(median) for same in loaded]
+    calls = [[_forward(one, [batch]) for one in same] for same, batch in zip(loaded, encoded, strict=True)]
+    twins = [_forward(one, encoded[:1]) for one in control]
+    return Scenario(
+        name="single",
+        title="one prompt at a time",
+        rows=1,
+        tokens=_tokens(encoded[:1]),
+        arms=tuple(_arm(arm, own) for arm, own in zip(names, calls, strict=True)),
+        text_arms=(),
+        control=_arm(names[0], twins) if twins else None,
+        min_rounds=12,
+    )
 
 
 def _arm(name: str, calls: Sequence[Callable[[], object]]) -> Arm:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import ConfigError, did_you_mean
 from ..interfaces import Split, Task
-from .stats import certifiable_loss, non_inferiority, smallest_margin
+from .stats import certifiable_loss, non_inferiority
 
 __all__ = ["QualityPart", "headline", "quality_report"]
 
@@ -77,7 +77,7 @@ def quality_report(
     part.metrics[f"quality/{metric}_delta"] = difference.value
     part.metrics[f"quality/{metric}_delta_lo"] = difference.lo
     part.metrics[f"quality/{metric}_delta_hi"] = difference.hi
-    if before.get(metric):
+    if before.get(metric, 0) > 0:  # a share of something negative says nothing
         part.metrics[f"quality/{metric}_kept"] = scores[metric] / before[metric]
     part.tags["slim.quality.verdict"] = non_inferiority(difference, margin)
 
@@ -85,10 +85,10 @@ def quality_report(
     part.metrics.update({f"quality/{name}": value for name, value in changes.metrics.items()})
     part.tags.update(changes.tags)
     part.tables.update(changes.tables)
-    flips = changes.metrics["negative_flips"] + changes.metrics["positive_flips"]
+    flips = changes.metrics.get("negative_flips", 0.0) + changes.metrics.get("positive_flips", 0.0)
     # Flips alone bound accuracy; macro F1 of small classes moves further with as many. An interval of width 0, of
     # no flips at all, promises nothing either.
-    certifiable = min(1.0, max(smallest_margin(len(split), flips), certifiable_loss(difference)))
+    certifiable = min(1.0, max(changes.certifiable, certifiable_loss(difference)))
     part.metrics["quality/smallest_margin"] = certifiable
     part.tags["slim.quality.because"] = (
         f"{metric} {difference.value:+.4f} [{difference.lo:+.4f}, {difference.hi:+.4f}] (one-sided 95 % bounds) "

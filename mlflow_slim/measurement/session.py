@@ -12,6 +12,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from ..artifact import ExportedModel, OptimizationCost
 from ..errors import MeasurementError
 from ..interfaces import Predictor, Task, TaskData
 from .allocator import freed_memory_kept
-from .arms import Scenario, make_scenarios
+from .arms import Scenario, arm_names, is_generator, make_scenarios, representative_rows
 from .carbon import NO_INTENSITY, CarbonIntensity, emissions, gco2e_per_1k_samples
 from .energy import EnergyMeter
 from .energy_comparison import ArmEnergy, EnergyComparison, compare_energy
@@ -31,6 +32,7 @@ from .report import Report
 from .size import folder_size
 from .stats import Interval
 from .timing import FEWEST_ROUNDS, Timings, compare, interleave, latency
+from .token_timing import time_tokens
 
 __all__ = ["PROTOCOL", "Session", "measure_points"]
 
@@ -144,8 +146,9 @@ def measure_points(points: Sequence[ExportedModel], session: Session) -> list[Re
         left_s = 2 * session.timing_s * (QUICK if session.quick else 1.0) * len(points) * len(scenarios)
         for number, scenario in enumerate(scenarios):
             left_s -= _timing(scenario, points, sheets, session, budget_s=left_s / (len(scenarios) - number))
-        offline = next(scenario for scenario in scenarios if scenario.name == "offline")
-        _energy(offline, points, sheets, session)
+        if is_generator(predictors[0]):
+            _token_timing(points, predictors, sheets, session)
+        _energy(scenarios[-1], points, sheets, session)
         _fresh_processes(points, sheets, session)
     _sizes(points, disks_mib, sheets)
     _costs(points, sheets, session)
@@ -231,13 +234,15 @@ def _timing(
 ) -> float:
     """Times one scenario; gives the seconds that it took."""
     logger.info("Timing %s: %d points in turns", scenario.title, len(points))
-    kinds = (("", "", scenario.arms), ("with_tokenizer_", "_with_tokenizer", scenario.text_arms))
+    kinds = [("", "", scenario.arms)]
+    if scenario.text_arms:
+        kinds.append(("with_tokenizer_", "_with_tokenizer", scenario.text_arms))
     try:
         with watch() as others:
             timings = interleave(
                 [*scenario.arms, *scenario.text_arms],
                 budget_s=budget_s,
-                min_rounds=10 if session.quick else 40,
+                min_rounds=min(10 if session.quick else 40, scenario.min_rounds),
                 threads=session.threads,
                 seed=session.seed,
                 control=scenario.control or len(points) > 1,
@@ -274,6 +279,41 @@ def _timing(
         if busy:
             sheet.contended(f"while timing {scenario.title}: {busy}")
     return timings.duration_s
+
+
+def _token_timing(
+    points: Sequence[ExportedModel], predictors: Sequence[Predictor], sheets: Sequence[_Sheet], session: Session
+) -> None:
+    """When each token comes, and what follows for tokens a second."""
+    median = representative_rows(session.data.test.inputs, 1)
+    names = arm_names(points)
+    calls: dict[str, Callable[[], Any]] = {}
+    for name, predictor in zip(names, predictors, strict=True):
+        generator: Any = predictor
+        calls[name] = partial(generator.stamps, predictor.encode(median))
+    logger.info("Timing each token: %d points in turns", len(points))
+    budget = session.timing_s * (QUICK if session.quick else 1.0) * len(points)
+    try:
+        with watch() as others:
+            timings = time_tokens(calls, budget_s=budget, seed=session.seed)
+    except MeasurementError as error:
+        logger.warning("Single tokens were not timed: %s", error)
+        for sheet in sheets:
+            sheet.absent("latency/ttft_p50_ms", str(error))
+        return
+    busy = others.load.disturbance()
+    for point, sheet, name in zip(points, sheets, names, strict=True):
+        for key, value in timings.figures(name).items():
+            sheet.interval(key, value)
+        if point is not points[0]:
+            for key, value in timings.speedups(name).items():
+                sheet.interval(key, value)
+        sheet.params["slim.measure.tokens.rounds"] = str(timings.rounds)
+        sheet.params["slim.measure.tokens.written_per_call"] = str(timings.tokens)
+        sheet.samples["tokens/per_token_s"] = timings.per_token_s(name).tolist()
+        sheet.samples["tokens/first_s"] = timings.first_s(name).tolist()
+        if busy:
+            sheet.contended(f"while timing each token: {busy}")
 
 
 def _control_failure(timings: Timings, scenario: Scenario) -> str:
@@ -350,7 +390,7 @@ def _energy(scenario: Scenario, points: Sequence[ExportedModel], sheets: Sequenc
         sheet.metrics["energy/measured_share"] = found.measured_share
         sheet.samples["energy/joules_per_sample"] = list(taken.joules_per_sample)
         sheet.tags["slim.energy.grade"] = found.grade
-        sheet.params.update(_energy_params(found))
+        sheet.params.update({**_energy_params(found), "slim.energy.scenario": scenario.name})
         if session.intensity is not None:
             per_wh = gco2e_per_1k_samples(1.0, session.intensity, pue=session.pue)
             sheet.interval("emissions/gco2e_per_1k_samples", taken.wh_per_1k_samples.scaled(per_wh))
@@ -390,7 +430,6 @@ def _energy_params(found: EnergyComparison) -> dict[str, str]:
         "slim.energy.detail": origin.detail,
         "slim.energy.windows": str(found.rounds),
         "slim.energy.window_s": f"{found.seconds_per_window:g}",
-        "slim.energy.scenario": "offline",
     }
 
 
@@ -405,7 +444,7 @@ def _fresh_processes(points: Sequence[ExportedModel], sheets: Sequence[_Sheet], 
     from .fresh_process import fresh_starts
 
     logger.info("Cold start and memory: %d fresh processes a point", starts)
-    inputs = session.data.test.inputs[: session.batch_size]
+    inputs = session.data.test.inputs[: min(session.batch_size, session.task.check_rows)]
     try:
         found = fresh_starts([point.directory for point in points], inputs, starts, threads=session.threads)
     except MeasurementError as error:  # one process that died is no reason to lose the rest

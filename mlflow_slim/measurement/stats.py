@@ -39,6 +39,7 @@ __all__ = [
     "paired_bootstrap",
     "paired_difference",
     "quantile_interval",
+    "ratio_difference",
     "ratio_interval",
     "smallest_margin",
     "trimmed_mean_interval",
@@ -278,6 +279,43 @@ def smallest_margin(n: int, discordance: float, *, power: float = 0.8, alpha: fl
         raise ValueError(f"n must be >= 1 and discordance in [0, 1], got {n} and {discordance}.")
     z = float(special.ndtri(1 - alpha) + special.ndtri(power))
     return min(1.0, z * math.sqrt((discordance * n + 2) / (n + 2) / (n + 2)))
+
+
+def ratio_difference(
+    before: npt.ArrayLike, after: npt.ArrayLike, weights: npt.ArrayLike, *, confidence: float = 0.95
+) -> Interval:
+    """Candidate less baseline of a figure that is one sum over rows divided by another, such as a mean over tokens.
+
+    Rows are the sample: tokens of one row aren't independent. The interval is the ratio estimator's (Cochran 1977,
+    Sampling Techniques, 6.4: the spread of what each row deviates from its share), with Student's t.
+
+    Args:
+        before: ``(rows,)`` sums of the baseline.
+        after: ``(rows,)`` sums of the candidate, same rows.
+        weights: ``(rows,)`` what the figure is per, >= 0, such as tokens.
+        confidence: Two-sided, in (0, 1).
+
+    Raises:
+        MeasurementError: Fewer than two rows, not paired, or all weights are 0.
+
+    >>> found = ratio_difference([-2.0, -4.0, -3.0], [-2.2, -4.4, -3.3], [2, 4, 3])
+    >>> round(found.value, 3), round(found.lo, 3)
+    (-0.1, -0.1)
+    """
+    _check_confidence(confidence)
+    a, b, w = (
+        _finite(values, what) for values, what in ((before, "baseline"), (after, "candidate"), (weights, "rows"))
+    )
+    _check_paired(a, b)
+    _check_paired(a, w)
+    n, total = len(a), float(w.sum())
+    if n < 2 or total <= 0:
+        raise MeasurementError(f"An interval needs two rows that count, got {n} with {total:g} in all. Add test rows.")
+    gain = b - a
+    value = float(gain.sum()) / total
+    error = math.sqrt(float(((gain - value * w) ** 2).sum()) * n / (n - 1)) / total
+    reach = float(special.stdtrit(n - 1, 0.5 + confidence / 2)) * error
+    return Interval(value, value - reach, value + reach, n, confidence)
 
 
 def certifiable_loss(difference: Interval, *, power: float = 0.8) -> float:

@@ -7,6 +7,7 @@ only relative ones among these files, so that the copy works under any name and 
 """
 
 from .bundle import Bundle, BundleError, read_bundle
+from .generation import TextGenerator
 from .predictor import Predictor, load
 
-__all__ = ["Bundle", "BundleError", "Predictor", "load", "read_bundle"]
+__all__ = ["Bundle", "BundleError", "Predictor", "TextGenerator", "load", "read_bundle"]

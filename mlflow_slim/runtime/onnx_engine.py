@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,32 +16,43 @@ logger = logging.getLogger(__name__)
 MODEL = "model.onnx"
 
 
-class OnnxEngine:
-    """An open session.
+def open_session(path: Path, *, threads: int) -> tuple[Any, dict[str, Any]]:
+    """A session over an ONNX file, and what was set in it.
 
     Args:
         path: The ONNX file.
         threads: Threads inside an operator, >= 1. Operators run one after the other, and idle threads do not
             spin: on a machine that does other work too, spinning takes the time it means to save.
+    """
+    import onnxruntime  # here, so that a torch model is served without it
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    options.log_severity_level = 3  # its warnings are about graph nodes, nothing a user could act on
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    settings = {"intra_op_threads": threads, "inter_op_threads": 1, "spinning": False, "provider": "cpu"}
+    logger.debug("%s opened by onnxruntime %s: %s", path.name, onnxruntime.__version__, settings)
+    return session, settings
+
+
+class OnnxEngine:
+    """An open session over a graph whose first output is the answer.
+
+    Args:
+        path: The ONNX file.
+        threads: Threads inside an operator, >= 1.
 
     Raises:
         ValueError: The file keeps weights in a place it must not name.
     """
 
     def __init__(self, path: Path, *, threads: int) -> None:
-        import onnxruntime  # here, so that a torch model is served without it
-
         check_external_data(path)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-        options.log_severity_level = 3  # its warnings are about graph nodes, nothing a user could act on
-        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        self.settings = {"intra_op_threads": threads, "inter_op_threads": 1, "spinning": False, "provider": "cpu"}
-        logger.debug("%s opened by onnxruntime %s: %s", path.name, onnxruntime.__version__, self.settings)
+        self._session, self.settings = open_session(path, threads=threads)
 
     def forward(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
         """First output of the graph, float32, ``(rows, ...)``."""

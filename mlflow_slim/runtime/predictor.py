@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
 
 from . import openvino_engine, tasks
 from .bundle import Bundle, BundleError, read_bundle
+from .decoders import Decoder, OnnxDecoder, TorchDecoder
 from .encoder import TokenizerFile
+from .generation import TextGenerator, lookup
 from .onnx_engine import MODEL, OnnxEngine
+from .prompts import PromptFile
 from .torch_engine import TorchEngine, load_model, to_int8, transformers_encoder
 
 
@@ -82,7 +86,7 @@ class Predictor:
         return restored
 
 
-def load(directory: str | Path, *, threads: int, device: str = "cpu", verify: bool = True) -> Predictor:
+def load(directory: str | Path, *, threads: int, device: str = "cpu", verify: bool = True) -> Predictor | TextGenerator:
     """A predictor over the bundle in ``directory``.
 
     Args:
@@ -100,26 +104,60 @@ def load(directory: str | Path, *, threads: int, device: str = "cpu", verify: bo
     bundle = read_bundle(directory, verify=verify)
     try:
         task = tasks.find(bundle.task)
-        max_length = int(bundle.spec["max_length"])
-        if bundle.backend in ("onnxruntime", "openvino"):
-            if device != "cpu":
-                raise BundleError(f"An {bundle.backend} bundle runs on cpu, not on {device!r}.")
-            encoder = TokenizerFile(bundle.directory / "tokenizer.json", bundle.inputs, max_length=max_length)
-            if bundle.backend == "openvino":
-                graph = bundle.directory / openvino_engine.MODEL
-                return Predictor(bundle, encoder, openvino_engine.OpenVinoEngine(graph, threads=threads), threads)
-            return Predictor(bundle, encoder, OnnxEngine(bundle.directory / MODEL, threads=threads), threads)
-        if bundle.backend == "torch":
-            model = load_model(bundle.directory, task.LIBRARY_CLASS).to(device).eval()
-            engine_options = bundle.content.get("engine", {})
-            if "int8" in engine_options:
-                model = to_int8(model, **engine_options["int8"])
-            compile_mode = engine_options.get("compile")
-            engine = TorchEngine(model, output=task.OUTPUT, threads=threads, compile_mode=compile_mode)
-            encode = transformers_encoder(bundle.directory, bundle.inputs["names"], max_length=max_length)
-            return Predictor(bundle, encode, engine, threads)
+        if bundle.backend in ("onnxruntime", "openvino") and device != "cpu":
+            raise BundleError(f"An {bundle.backend} bundle runs on cpu, not on {device!r}.")
+        found = _OPENERS[task.KIND](bundle, task, threads, device)
     except (BundleError, ImportError, MemoryError):
         raise
     except Exception as error:  # tokenizers and onnxruntime raise kinds of their own, some of them plain Exception
         raise BundleError(f"{bundle.directory} can't be opened: {error}") from error
-    raise BundleError(f"{bundle.directory} is for the backend {bundle.backend!r}. Known: onnxruntime, openvino, torch.")
+    if found is None:
+        raise BundleError(f"{bundle.directory} is for the backend {bundle.backend!r}, which can't run {bundle.task}.")
+    return found
+
+
+def _open_encoder(bundle: Bundle, task: ModuleType, threads: int, device: str) -> Predictor | None:
+    """A model that answers in one pass."""
+    max_length = int(bundle.spec["max_length"])
+    if bundle.backend in ("onnxruntime", "openvino"):
+        encoder = TokenizerFile(bundle.directory / "tokenizer.json", bundle.inputs, max_length=max_length)
+        if bundle.backend == "openvino":
+            graph = bundle.directory / openvino_engine.MODEL
+            return Predictor(bundle, encoder, openvino_engine.OpenVinoEngine(graph, threads=threads), threads)
+        return Predictor(bundle, encoder, OnnxEngine(bundle.directory / MODEL, threads=threads), threads)
+    if bundle.backend == "torch":
+        model, compile_mode = _torch_model(bundle, task, device)
+        engine = TorchEngine(model, output=task.OUTPUT, threads=threads, compile_mode=compile_mode)
+        encode = transformers_encoder(bundle.directory, bundle.inputs["names"], max_length=max_length)
+        return Predictor(bundle, encode, engine, threads)
+    return None
+
+
+def _open_generator(bundle: Bundle, task: ModuleType, threads: int, device: str) -> TextGenerator | None:
+    """A language model."""
+    prompts = PromptFile(bundle.directory / "tokenizer.json", bundle.inputs, chat=bool(bundle.spec.get("chat")))
+    options = bundle.content.get("engine", {}).get("lookup")
+    guess = lookup(**options) if options else None
+    decoder: Decoder
+    if bundle.backend == "onnxruntime":
+        decoder = OnnxDecoder(bundle.directory / MODEL, threads=threads)
+    elif bundle.backend == "torch":
+        decoder = TorchDecoder(_torch_model(bundle, task, device)[0], threads=threads)
+    else:
+        return None
+    return TextGenerator(bundle, prompts, decoder, threads, guess=guess)
+
+
+def _torch_model(bundle: Bundle, task: ModuleType, device: str) -> tuple[Any, str | None]:
+    """The transformers model of a torch bundle, and the mode to compile it in."""
+    model = load_model(bundle.directory, task.LIBRARY_CLASS).to(device).eval()
+    options = bundle.content.get("engine", {})
+    if "int8" in options:
+        model = to_int8(model, **options["int8"])
+    return model, options.get("compile")
+
+
+_OPENERS: dict[str, Callable[[Bundle, ModuleType, int, str], Predictor | TextGenerator | None]] = {
+    "encoder": _open_encoder,
+    "generator": _open_generator,
+}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,10 @@ import numpy as np
 import pandas as pd
 
 from . import tasks
+from .generation import TextGenerator
 from .predictor import Predictor, load
 
 THREADS_VARIABLE = "MLFLOW_SLIM_THREADS"
-_BATCH_SIZE = 32
 
 
 def available_cpus() -> int:
@@ -56,33 +56,40 @@ def serving_threads(model_config: Mapping[str, Any] | None = None) -> int:
     return threads or available_cpus()
 
 
-def rows_of(data: Any) -> list[Any]:
+def rows_of(data: Any, names: Sequence[str] = ("text", "text_pair")) -> list[Any]:
     """Rows of any input form, each a value, a pair or a dict.
+
+    Args:
+        data: What MLflow was given.
+        names: Columns that a table may have; any one column does, too.
 
     >>> rows_of("one"), rows_of(["one", "two"]), rows_of({"text": ["a", "b"], "text_pair": ["c", "d"]})
     (['one'], ['one', 'two'], [{'text': 'a', 'text_pair': 'c'}, {'text': 'b', 'text_pair': 'd'}])
 
     Raises:
-        ValueError: A table with several columns that aren't ``text`` and ``text_pair``.
+        ValueError: A table with several columns that aren't these.
     """
     if isinstance(data, pd.Series):
         return list(data)
     if isinstance(data, pd.DataFrame):
-        if "text" in data.columns:
-            columns = ["text", "text_pair"] if "text_pair" in data.columns else ["text"]
-            if len(data) == 1 and all(isinstance(cell, (list, tuple, np.ndarray)) for cell in data[columns].iloc[0]):
+        if columns := [name for name in names if name in data.columns]:
+            if (
+                "messages" not in columns
+                and len(data) == 1
+                and all(isinstance(cell, (list, tuple, np.ndarray)) for cell in data[columns].iloc[0])
+            ):
                 # mlflow's pyfunc makes one row of lists from {"text": [...], "text_pair": [...]}, its server does not
                 data = pd.DataFrame({name: list(data[name].iloc[0]) for name in columns})
             return [dict(zip(columns, row, strict=True)) for row in data[columns].itertuples(index=False, name=None)]
         if data.shape[1] != 1:
-            names = ", ".join(map(str, data.columns))
-            raise ValueError(f"The table has the columns {names}. Send one column, or text and text_pair.")
+            found = ", ".join(map(str, data.columns))
+            raise ValueError(f"The table has the columns {found}. Send one column, or {' and '.join(names)}.")
         return list(data.iloc[:, 0])
     if isinstance(data, np.ndarray):
         return list(data.tolist()) if data.ndim else [data.item()]
     if isinstance(data, Mapping):
-        if any(isinstance(value, (list, tuple, np.ndarray)) for value in data.values()):
-            return rows_of(pd.DataFrame(dict(data)))
+        if any(isinstance(value, (list, tuple, np.ndarray)) for name, value in data.items() if name != "messages"):
+            return rows_of(pd.DataFrame(dict(data)), names)
         return [data]
     if isinstance(data, (list, tuple)):
         return list(data)
@@ -92,24 +99,22 @@ def rows_of(data: Any) -> list[Any]:
 class Served:
     """The model as MLflow sees it."""
 
-    def __init__(self, predictor: Predictor) -> None:
+    def __init__(self, predictor: Predictor | TextGenerator) -> None:
         self.predictor = predictor
         self._task = tasks.find(predictor.bundle.task)
 
-    def get_raw_model(self) -> Predictor:
+    def get_raw_model(self) -> Predictor | TextGenerator:
         """The predictor behind it (MLflow's name for this)."""
         return self.predictor
 
-    def predict(self, data: Any, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
-        """Answers for ``data``, one row each.
+    def predict(self, data: Any, params: Mapping[str, Any] | None = None) -> Any:
+        """Answers for ``data``, one row each: a table, or texts, as the task has it.
 
         Raises:
             ValueError: A row is not what the task takes; the message names it.
         """
-        spec = self.predictor.bundle.spec
-        rows = self._task.check_rows(rows_of(data), spec)
-        outputs = self.predictor.predict(rows, batch_size=_BATCH_SIZE)
-        return pd.DataFrame(self._task.answers(outputs, spec, params or {}))
+        rows = self._task.check_rows(rows_of(data, self._task.COLUMNS), self.predictor.bundle.spec)
+        return self._task.respond(self.predictor, rows, params or {})
 
 
 def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> Served:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..artifact import OptimizedModel
 from ..errors import DataError, ModelError
@@ -47,9 +47,16 @@ class TextClassification:
 
     name = "text-classification"
     library_class = "AutoModelForSequenceClassification"
+    labels: Literal["classes"] = "classes"
+    check_rows = 32
 
     def make_data(
-        self, tables: Tables, *, config: Mapping[str, Any] | None = None, spec: Mapping[str, Any] | None = None
+        self,
+        tables: Tables,
+        *,
+        config: Mapping[str, Any] | None = None,
+        spec: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,  # noqa: ARG002 - those of language models
     ) -> TaskData:
         """Rows as splits with class ids.
 
@@ -61,6 +68,7 @@ class TextClassification:
             tables: What `mlflow_slim.data.read_tables` gave.
             config: The model's ``config.json``, if it has one.
             spec: Of a model that is exported already: its labels are the only ones there are.
+            options: Not looked at.
 
         Raises:
             DataError: There is only one class, list labels and plain labels are mixed, or ``spec`` lacks a label.
@@ -193,6 +201,12 @@ class TextClassification:
             return functional.binary_cross_entropy_with_logits(outputs, references.float())
         return functional.cross_entropy(outputs, references)
 
+    def outputs(self, model: Any, processor: Any, inputs: Sequence[Any], spec: Mapping[str, Any]) -> np.ndarray:
+        """Logits of a model in memory."""
+        from ..scoring import outputs_of
+
+        return outputs_of(model, processor, self.encode(processor, inputs, spec))
+
     def quality(self, outputs: np.ndarray, references: np.ndarray, spec: Mapping[str, Any]) -> dict[str, float]:
         """Every quality metric by name, see `mlflow_slim.measurement.quality.classification_quality`."""
         from ..measurement.quality import classification_quality
@@ -243,6 +257,7 @@ class TextClassification:
 
         from ..measurement import fidelity
         from ..measurement.quality import has_scores
+        from ..measurement.stats import smallest_margin
 
         kind: dict[str, Any] = {"labels": spec["labels"], "multi_label": spec["multi_label"]}
         right = [self.correct(outputs, split.references, spec) for outputs in (baseline, candidate)]
@@ -251,7 +266,7 @@ class TextClassification:
         slices = fidelity.measure_slices(parts, *right)
         worst = fidelity.worst_slice(slices)
         metrics = {
-            "agreement": fidelity.agreement(self.decide(baseline, spec), self.decide(candidate, spec)),
+            "agreement": self.agreement(baseline, candidate, spec),
             "negative_flips": fidelity.negative_flips(*right),
             "positive_flips": fidelity.positive_flips(*right),
         }
@@ -267,7 +282,13 @@ class TextClassification:
             "slices": [asdict(part) for part in slices],
             "broken_rows": fidelity.broken_rows(split.inputs, split.references, baseline, candidate, **kind),
         }
-        return Changes(metrics, tags, tables)
+        flips = metrics["negative_flips"] + metrics["positive_flips"]
+        return Changes(metrics, tags, tables, certifiable=smallest_margin(len(split), flips))
+
+    def agreement(self, baseline: np.ndarray, candidate: np.ndarray, spec: Mapping[str, Any]) -> float:
+        """Share of rows answered the same."""
+        same = self.decide(baseline, spec) == self.decide(candidate, spec)
+        return float(same.reshape(len(same), -1).all(axis=1).mean())
 
     def correct(self, outputs: np.ndarray, references: np.ndarray, spec: Mapping[str, Any]) -> np.ndarray:
         """``(rows,)`` bool: the top label is right, or for multi-label the whole set is."""

@@ -17,7 +17,6 @@ from ..errors import ModelError
 from ..interfaces import Context
 from ..learning import learn_labels
 from ..runtime.torch_engine import quiet_transformers
-from ..scoring import outputs_of
 from ..structure import find_parts
 from ..training import FitOptions
 
@@ -79,20 +78,26 @@ class FinetuneLora(BaseModel):
         }
         options = FitOptions(self.epochs, self.learning_rate, self.batch_size, self.weight_decay)
         notes |= learn_labels(replace(source, model=adapted), context, options, label=self.name).notes()
-        rows = context.task.encode(source.processor, context.data.validation.inputs[:32], source.spec)
-        expected = outputs_of(adapted.eval(), source.processor, rows)
+        rows = context.data.validation.inputs[: context.task.check_rows]
+        expected = context.task.outputs(adapted.eval(), source.processor, rows, source.spec)
         merged = adapted.merge_and_unload()
         for weight in merged.parameters():
             weight.requires_grad_(True)
         merged.__dict__.pop("peft_config", None)
         merged.__dict__.pop("_hf_peft_config_loaded", None)
-        if not np.allclose(expected, outputs_of(merged, source.processor, rows), rtol=1e-3, atol=1e-3):
+        found = context.task.outputs(merged, source.processor, rows, source.spec)
+        if not np.allclose(expected, found, rtol=1e-3, atol=1e-3):
             raise ModelError("Merging the adapters changed the answers. Use finetune.full for this model.")
         return source.after(StepRecord(self.name, self.model_dump(mode="json"), notes), merged.eval())
 
 
 def _head_of(model: Any) -> list[str]:
-    """Names of what belongs to the task and not to the encoder, trained in full: it may be fresh."""
+    """Names of what belongs to the task and not to the encoder, trained in full: it may be fresh.
+
+    A language model's head is its output embedding and never fresh.
+    """
+    if model.get_output_embeddings() is not None:
+        return []
     prefix = model.base_model_prefix
     head = [name for name, child in model.named_children() if name != prefix and any(True for _ in child.parameters())]
     if getattr(getattr(model, prefix, None), "pooler", None) is not None:

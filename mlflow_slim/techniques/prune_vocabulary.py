@@ -20,7 +20,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from ..artifact import OptimizedModel, StepRecord
 from ..errors import ModelError
 from ..interfaces import Context
-from ..scoring import outputs_of
 from ..vocabulary import trim
 
 __all__ = ["PruneVocabulary"]
@@ -87,8 +86,7 @@ class PruneVocabulary(BaseModel):
         if not chosen:
             return
         wanted, found = (
-            outputs_of(model.model, model.processor, encode(model.processor, chosen, source.spec))
-            for model in (source, pruned)
+            context.task.outputs(model.model, model.processor, chosen, source.spec) for model in (source, pruned)
         )
         if not np.allclose(wanted, found, rtol=1e-3, atol=1e-4):
             raise ModelError(

@@ -14,7 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from ..artifact import OptimizedModel, StepRecord
 from ..errors import ExportError
 from ..interfaces import Context
-from ..scoring import outputs_of
 
 __all__ = ["QuantizeCast"]
 
@@ -40,8 +39,8 @@ class QuantizeCast(BaseModel):
         import torch
 
         model = copy.deepcopy(source.model).to(getattr(torch, self.dtype))
-        rows = context.task.encode(source.processor, context.data.validation.inputs[:32], source.spec)
-        if not np.isfinite(outputs_of(model, source.processor, rows)).all():
+        rows = context.data.validation.inputs[: context.task.check_rows]
+        if not np.isfinite(context.task.outputs(model, source.processor, rows, source.spec)).all():
             raise ExportError(
                 f"In {self.dtype} the model answers with values that are no numbers: some are beyond its range. "
                 "Write dtype: bfloat16, which has the range of float32."

@@ -7,12 +7,19 @@ or, when ``top_k`` is asked for, one column per rank holding ``{"label": ..., "s
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
+
+if TYPE_CHECKING:
+    from ..predictor import Predictor
 
 LIBRARY_CLASS = "AutoModelForSequenceClassification"
 OUTPUT = "logits"
+KIND = "encoder"
+COLUMNS = ("text", "text_pair")
+_BATCH_SIZE = 32
 
 
 def _text(value: Any, where: str) -> str:
@@ -55,6 +62,12 @@ def check_rows(rows: Sequence[Any], spec: Mapping[str, Any]) -> list[Any]:
         )
         checked.append(clean if pair else clean[0])
     return checked
+
+
+def respond(model: Predictor, rows: Sequence[Any], params: Mapping[str, Any]) -> pd.DataFrame:
+    """The table of answers, one row each; see `answers`."""
+    outputs = model.predict(rows, batch_size=_BATCH_SIZE)
+    return pd.DataFrame(answers(outputs, model.bundle.spec, params))
 
 
 def _scores(outputs: np.ndarray, *, multi_label: bool) -> np.ndarray:

@@ -1,0 +1,352 @@
+"""Language models: how likely a text is, token by token, and what is written on from a prompt.
+
+One loop drives every runtime, so that what differs between two measured models is the model and its runtime, and
+nothing around them. A row is a prompt, or a prompt and the text that should follow it; with an empty prompt the text
+stands alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .bundle import Bundle
+from .decoders import Decoder
+from .prompts import PromptFile
+
+TEXT_BYTES = 8
+"""Bytes kept of a written text for each token it may have."""
+_PROMPT_TOKENS = 64
+"""A text that stands alone is written on from its first half, at most so many tokens of it."""
+_SAMPLES = 3  # of the first columns below
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Raw outputs of a language model by name; packed they are one float32 array, as those of any other model.
+
+    Attributes:
+        log_likelihood: ``(rows,)`` of all scored tokens of a row together, natural logarithm, <= 0.
+        tokens: ``(rows,)`` tokens scored; 0 where a row has no text to score.
+        bytes: ``(rows,)`` UTF-8 bytes of the scored tokens.
+        top: ``(rows, max_length)`` the token that the model holds for the likeliest at each scored place; -1 after.
+        right: ``(rows, max_length)`` whether that is the text's own.
+        texts: What was written from each prompt; empty where nothing was asked for.
+    """
+
+    log_likelihood: np.ndarray
+    tokens: np.ndarray
+    bytes: np.ndarray
+    top: np.ndarray
+    right: np.ndarray
+    texts: tuple[str, ...]
+
+    def pack(self, spec: Mapping[str, Any]) -> np.ndarray:
+        """``(rows, columns)`` float32. A token and whether it is right are one number, twice the token plus one."""
+        width = TEXT_BYTES * int(spec["max_new_tokens"])
+        written = np.full((len(self.texts), width), -1.0, dtype=np.float32)
+        for row, text in enumerate(self.texts):
+            raw = text.encode("utf-8")[:width]
+            written[row, : len(raw)] = np.frombuffer(raw, dtype=np.uint8)
+        top = np.where(self.top >= 0, 2 * self.top + self.right, -1)
+        sums = np.stack([self.log_likelihood, self.tokens, self.bytes], axis=1)
+        return np.concatenate([sums, written, top], axis=1).astype(np.float32)
+
+
+def unpack(outputs: np.ndarray, spec: Mapping[str, Any]) -> Answers:
+    """The answers that `Answers.pack` made an array of."""
+    width = TEXT_BYTES * int(spec["max_new_tokens"])
+    sums, written, top = np.split(np.asarray(outputs), [_SAMPLES, _SAMPLES + width], axis=1)
+    places = top.astype(np.int64)
+    texts = tuple(row[row >= 0].astype(np.uint8).tobytes().decode("utf-8", errors="ignore") for row in written)
+    return Answers(
+        log_likelihood=sums[:, 0].astype(np.float64),
+        tokens=sums[:, 1].astype(np.int64),
+        bytes=sums[:, 2].astype(np.int64),
+        top=np.where(places >= 0, places // 2, -1),
+        right=np.where(places >= 0, places % 2, 0).astype(bool),
+        texts=texts,
+    )
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How to write on.
+
+    Attributes:
+        max_new_tokens: Most tokens to write, >= 1.
+        temperature: 0 takes the likeliest token; above, tokens are drawn, the more evenly the higher.
+        top_p: Draws among the likeliest tokens that together have this probability, 0 to 1.
+        seed: Of the draws; None draws anew each time.
+        stop: Texts that end the writing; they are not part of the answer.
+        ignore_end: Go on after the model's own end token, to write exactly ``max_new_tokens``; for timing.
+    """
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    ignore_end: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}.")
+        if not 0 <= self.temperature <= 100:
+            raise ValueError(f"temperature must be from 0 to 100, got {self.temperature:g}.")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p:g}.")
+
+    def chooser(self) -> Callable[[np.ndarray], int]:
+        """Gives the next token for logits ``(vocabulary,)``."""
+        if self.temperature == 0:
+            return lambda logits: int(logits.argmax())
+        draw = np.random.default_rng(self.seed)
+
+        def choose(logits: np.ndarray) -> int:
+            scaled = logits.astype(np.float64) / self.temperature
+            weights = np.exp(scaled - scaled.max())
+            weights /= weights.sum()
+            if self.top_p < 1:
+                order = np.argsort(-weights, kind="stable")
+                kept = order[: int(np.searchsorted(np.cumsum(weights[order]), self.top_p)) + 1]
+                return int(draw.choice(kept, p=weights[kept] / weights[kept].sum()))
+            return int(draw.choice(len(weights), p=weights))
+
+        return choose
+
+
+Guess = Callable[[Sequence[int], int], Sequence[int]]
+"""Guesses the tokens that follow those so far, at most so many; a wrong guess costs time and changes nothing."""
+
+
+def lookup(*, tokens: int, ngram: int) -> Guess:
+    """Guesses what followed the last tokens where they stood before, the latest place first.
+
+    Args:
+        tokens: Most tokens to guess at a time.
+        ngram: Last tokens to look for; where they stand nowhere, fewer are looked for, down to two (or one, if asked).
+    """
+
+    def guess(history: Sequence[int], room: int) -> Sequence[int]:
+        length = len(history)
+        for size in range(min(ngram, length - 1), min(ngram, 2) - 1, -1):
+            wanted = list(history[-size:])
+            for start in range(length - size - 1, -1, -1):
+                if history[start] == wanted[0] and list(history[start : start + size]) == wanted:
+                    return history[start + size : start + size + min(tokens, room)]
+        return ()
+
+    return guess
+
+
+def write_on(
+    decoder: Decoder,
+    ids: Sequence[int],
+    writing: Writing,
+    end_ids: frozenset[int] = frozenset(),
+    *,
+    guess: Guess | None = None,
+    count: Callable[[int, int], None] | None = None,
+) -> Iterator[int]:
+    """Tokens that follow ``ids``, one by one.
+
+    Guessed tokens are run through the model together, and kept as far as they are those that it chooses itself: what
+    is written with temperature 0 is the same with and without them.
+
+    Args:
+        decoder: The model.
+        ids: The prompt, at least one token.
+        writing: How.
+        end_ids: Tokens after which nothing follows.
+        guess: Guesses tokens ahead; None writes one at a time.
+        count: Told after every pass of the model how many tokens were guessed and how many of them were right.
+    """
+    choose = writing.chooser()
+    cache = decoder.begin()
+    history, pending, held, written = list(ids), list(ids), 0, 0
+    while True:
+        room = writing.max_new_tokens - written - 1
+        guessed = list(guess(history, room))[:room] if guess is not None and room > 0 else []
+        logits = decoder.step(np.array([*pending, *guessed], dtype=np.int64), cache, keep=len(guessed) + 1)
+        held += len(pending)
+        right = 0
+        for place in range(len(guessed) + 1):
+            token = choose(logits[place])
+            history.append(token)
+            written += 1
+            yield token
+            if written == writing.max_new_tokens or (token in end_ids and not writing.ignore_end):
+                return
+            if place == len(guessed) or token != guessed[place]:
+                break
+            right += 1
+        if count is not None:
+            count(len(guessed), right)
+        held += right
+        decoder.crop(cache, held)
+        pending = history[-1:]
+
+
+def score(decoder: Decoder, ids: Sequence[int], start: int) -> tuple[np.ndarray, np.ndarray]:
+    """Log-likelihood of each token from ``start`` on given all before it, and the likeliest token there.
+
+    Args:
+        decoder: The model.
+        ids: Tokens of a text, and of what comes before it.
+        start: First token to score, >= 1: nothing is known about a token that nothing comes before.
+
+    Returns:
+        ``(tokens,)`` float64 and ``(tokens,)`` int64.
+    """
+    wanted = np.array(ids[start:], dtype=np.int64)
+    if not len(wanted):
+        return np.zeros(0), np.zeros(0, dtype=np.int64)
+    logits = decoder.step(np.array(ids[:-1], dtype=np.int64), decoder.begin(), keep=len(wanted))
+    highest = logits.max(axis=1)
+    total = highest + np.log(np.exp(logits - highest[:, None]).sum(axis=1, dtype=np.float64))
+    return logits[np.arange(len(wanted)), wanted] - total, logits.argmax(axis=1)
+
+
+class TextGenerator:
+    """A loaded language model; what `mlflow_slim.runtime.predictor.Predictor` is for other models.
+
+    Attributes:
+        bundle: What its folder says.
+        threads: Threads it computes with.
+        settings: What was set in the engine, for the record.
+    """
+
+    def __init__(
+        self, bundle: Bundle, prompts: PromptFile, decoder: Decoder, threads: int, *, guess: Guess | None = None
+    ) -> None:
+        self.bundle, self.threads, self.settings = bundle, threads, decoder.settings
+        self._prompts, self._decoder, self._guess = prompts, decoder, guess
+        spec = bundle.spec
+        self._max_length, self._new_tokens = int(spec["max_length"]), int(spec["max_new_tokens"])
+        self._timed = Writing(self._new_tokens or 32, ignore_end=True)
+
+    def __repr__(self) -> str:
+        return f"TextGenerator(backend={self.bundle.backend!r}, threads={self.threads})"
+
+    def encode(self, inputs: Sequence[Any]) -> dict[str, np.ndarray]:
+        """Tokens of the prompts, ``input_ids`` ``(rows, tokens)``, padded behind with -1."""
+        prompts = [self._start(row, self._timed.max_new_tokens) for row in inputs]
+        padded = np.full((len(prompts), max(map(len, prompts))), -1, dtype=np.int64)
+        for row, ids in enumerate(prompts):
+            padded[row, : len(ids)] = ids
+        return {"input_ids": padded}
+
+    def forward(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Exactly as many tokens for each encoded prompt as the model's answers have at most; ``(rows, tokens)``.
+
+        One prompt after the other: this is what a caller waits for and what is timed.
+        """
+        return np.array([list(self.tokens(row)) for row in batch["input_ids"]], dtype=np.float32)
+
+    def tokens(self, row: np.ndarray, *, count: Callable[[int, int], None] | None = None) -> Iterator[int]:
+        """Exactly so many tokens for one encoded prompt, one by one; ``count`` as in `write_on`."""
+        ids = [int(token) for token in row if token >= 0]
+        return write_on(self._decoder, ids, self._timed, guess=self._guess, count=count)
+
+    def stamps(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Seconds from the start until each token of the first prompt's answer was there, ``(tokens,)``."""
+        start = time.perf_counter()
+        return np.array([time.perf_counter() - start for _ in self.tokens(batch["input_ids"][0])])
+
+    def scores(self, inputs: Sequence[Any]) -> np.ndarray:
+        """As `predict`, and nothing is written."""
+        return self._packed(inputs, write=False)
+
+    def predict(self, inputs: Sequence[Any], *, batch_size: int = 1) -> np.ndarray:  # noqa: ARG002 - one at a time
+        """Packed `Answers` to all inputs, in their order, ``(rows, columns)`` float32.
+
+        A row with a text is scored; a row with a prompt is answered, where the model's answers have any tokens.
+
+        Raises:
+            ValueError: No inputs.
+        """
+        if len(inputs) == 0:
+            raise ValueError("There are no inputs: the list is empty. Send at least one.")
+        return self._packed(inputs, write=self._new_tokens > 0)
+
+    def _packed(self, inputs: Sequence[Any], *, write: bool) -> np.ndarray:
+        sums = np.zeros((len(inputs), _SAMPLES))
+        top = np.full((len(inputs), self._max_length), -1, dtype=np.int64)
+        right = np.zeros((len(inputs), self._max_length), dtype=bool)
+        texts = []
+        for number, row in enumerate(inputs):
+            prompt, text = (row, "") if isinstance(row, str) else row
+            ids, start, size = self._whole(prompt, text)
+            found, likeliest = score(self._decoder, ids, start)
+            sums[number] = found.sum(), len(found), size
+            top[number, : len(found)] = likeliest
+            right[number, : len(found)] = likeliest == np.array(ids[start:], dtype=np.int64)
+            texts.append(self.answer(prompt, Writing(self._new_tokens)) if prompt and write else "")
+        answers = Answers(sums[:, 0], sums[:, 1], sums[:, 2], top, right, tuple(texts))
+        return answers.pack(self.bundle.spec)
+
+    def answer(self, prompt: Any, writing: Writing, *, count: Callable[[int, int], None] | None = None) -> str:
+        """The text that follows a prompt, or the answer to a chat's messages.
+
+        Raises:
+            ValueError: Messages, and the model has no chat template.
+        """
+        return "".join(self.stream(prompt, writing, count=count))
+
+    def stream(
+        self, prompt: Any, writing: Writing, *, count: Callable[[int, int], None] | None = None
+    ) -> Iterator[str]:
+        """The same text in pieces, each as soon as it is sure; a stop text is never part of one."""
+        ids = self._start((prompt, ""), writing.max_new_tokens)
+        new: list[int] = []
+        sent = ""
+        longest = max(map(len, writing.stop), default=0)
+        tokens = write_on(self._decoder, ids, writing, self._prompts.end_ids, guess=self._guess, count=count)
+        for token in tokens:
+            if token in self._prompts.end_ids and not writing.ignore_end:
+                break
+            new.append(token)
+            text = self._prompts.text(new)
+            if (at := min((text.find(stop) for stop in writing.stop if stop in text), default=-1)) >= 0:
+                yield text[len(sent) : at]
+                return
+            # A character of several tokens is the replacement character until its last one; a stop text may begin.
+            ready = text.rstrip("\ufffd")[: len(text) - max(longest - 1, 0)] if longest else text.rstrip("\ufffd")
+            if len(ready) > len(sent):
+                yield ready[len(sent) :]
+                sent = ready
+        text = self._prompts.text(new)
+        if len(text) > len(sent):
+            yield text[len(sent) :]
+
+    def _start(self, row: Any, new_tokens: int) -> list[int]:
+        """Tokens to write on from: the end of a prompt where it is too long, the first half of a lone text."""
+        prompt, text = (row, "") if isinstance(row, str) else row
+        ids = self._prompts.prompt(prompt)
+        if not ids:
+            ids = self._prompts.continuation(text)[0]
+            ids = ids[: max(1, min(len(ids) // 2, _PROMPT_TOKENS))]
+        if not ids:
+            raise ValueError("The prompt is empty. Send a text to write on from.")
+        return ids[-max(1, self._max_length - new_tokens) :]
+
+    def _whole(self, prompt: Any, text: str) -> tuple[list[int], int, int]:
+        """Tokens of prompt and text, the first to score, and the bytes of those scored.
+
+        Too long a text loses its end, and too long a prompt its beginning.
+        """
+        if not text:
+            return [], 0, 0
+        before = self._prompts.prompt(prompt)
+        ids, ends = self._prompts.continuation(text)
+        first = 0 if before else 1  # nothing comes before the first token of a lone text
+        ids = ids[: self._max_length - (0 if first else 1)]
+        room = self._max_length - len(ids)
+        before = before[-room:] if room else []
+        size = ends[len(ids) - 1] - (ends[0] if first else 0)
+        return [*before, *ids], len(before) + first, size
