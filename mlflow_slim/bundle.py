@@ -288,7 +288,7 @@ def write(
         "mlflow_slim_version": __version__,
     }
     if engine:
-        content["engine"] = {**content.get("engine", {}), **engine}
+        content["engine"] = dict(engine)
     save(directory, content)
 
 

@@ -1,8 +1,8 @@
 """GPTQ: weights rounded column by column, each error made good by the columns that are still to come.
 
 What a layer is fed decides which errors matter: the second moments of its inputs on calibration rows are gathered in
-one pass of the model as it is. Source: Frantar et al. 2022, arXiv:2210.17323, algorithm 1, with the columns in the order
-of what they are fed ("act-order") and blocks whose scales are fixed before, over ranges with the least error.
+one pass of the model as it is. Source: Frantar et al. 2022, arXiv:2210.17323, algorithm 1, with the columns in the
+order of what they are fed ("act-order") and blocks whose scales are fixed before, over ranges with the least error.
 """
 
 from __future__ import annotations

@@ -246,7 +246,6 @@ def _stack(values: Sequence[Any]) -> Any:
     import numpy as np
 
     arrays = [np.asarray(value) for value in values]
-    longest = max(map(len, arrays)) if arrays[0].ndim == 1 else 0
-    if any(len(array) < longest for array in arrays):
-        arrays = [np.pad(array, (0, longest - len(array)), constant_values=-100) for array in arrays]
+    if arrays[0].ndim == 1 and len(lengths := {len(array) for array in arrays}) > 1:
+        arrays = [np.pad(array, (0, max(lengths) - len(array)), constant_values=-100) for array in arrays]
     return np.stack(arrays)

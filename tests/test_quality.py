@@ -40,6 +40,9 @@ def test_every_single_label_metric_is_there_with_a_direction(rows):
         "brier",
         "hamming_loss",
         "expected_calibration_error",
+        "perplexity",
+        "bits_per_byte",
+        "repetition",
     }
     with pytest.raises(MeasurementError, match=r"no quality metric 'acuracy'\. Known: accuracy"):
         quality.higher_is_better("acuracy")

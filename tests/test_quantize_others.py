@@ -94,7 +94,7 @@ def test_four_bits_fall_back_to_eight_before_anything_goes_back_to_float(
 ) -> None:
     from mlflow_slim import precision_search
 
-    monkeypatch.setattr(precision_search._Search, "_holds", lambda _, trial: trial.scheme.embedding_bits == 8)
+    monkeypatch.setattr(precision_search._Search, "holds", lambda _, trial: trial.scheme.embedding_bits == 8)
     found = apply("quantize.dynamic", source, tmp_path, embedding_bits=4, max_drop=0.0)
     notes = found.lineage[-1].notes["onnxruntime"]
     assert (notes["embedding_bits"], notes["kept_in_float"]) == (8, [])

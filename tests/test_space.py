@@ -122,7 +122,7 @@ def test_every_fault_of_a_sweep_is_found_before_any_work() -> None:
 def test_shipped_sweeps_are_sound_and_take_overrides() -> None:
     small = Sweep.load("sweep.small", {"budget_minutes": "5", "search.finalists": "2", "region": "FRA", "model": ""})
     assert (small.search.budget_minutes, small.search.finalists, small.recipe.region) == (5, 2, "FRA")
-    assert (small.recipe.model, len(small.space.grid()), small.recipe.name) == ("demo", 7, "sweep.small")
+    assert (small.recipe.model, len(small.space.grid()), small.recipe.name) == ("demo", 6, "sweep.small")
     thorough = Sweep.load("sweep.thorough")
     assert (thorough.search.sampler, thorough.search.max_trials) == ("tpe", 60)
     assert Search.read({"objectives": "quality, size"}).objectives == ("quality", "size")
