@@ -9,9 +9,15 @@ from .interfaces import Technique
 __all__ = ["chain_faults"]
 
 
-def chain_faults(steps: Sequence[Technique], backends: Sequence[str]) -> list[str]:
+def chain_faults(steps: Sequence[Technique], backends: Sequence[str], task: str) -> list[str]:
     """One sentence for each thing that is wrong; empty when the chain makes sense."""
     faults = []
+    if task == "text-generation":
+        faults += [
+            f"steps[{index}] {step.name!r} isn't done for language models. Leave it out."
+            for index, step in enumerate(steps)
+            if not getattr(step, "generates", False)
+        ]
     sparse: Technique | None = None
     for index, step in enumerate(steps):
         if getattr(step, "leaves_zeros", False):

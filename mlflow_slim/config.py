@@ -277,7 +277,7 @@ class Recipe(_Section):
             faults.extend(describe_faults(error, cls))
         else:
             faults.extend(_region_faults(recipe))
-            faults.extend(chain_faults(recipe.steps, recipe.export.backends))
+            faults.extend(chain_faults(recipe.steps, recipe.export.backends, recipe.task))
         if faults:
             raise ConfigError(faults)
         return recipe

@@ -7,6 +7,7 @@ rotary positions, skipped layer norms). Its runtime is not needed: the graph run
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib.util
 import io
 import json
@@ -60,31 +61,35 @@ def export_decoder(
         ExportError: The builder doesn't know this architecture, or the graph answers differently.
         MissingDependency: The builder isn't installed.
     """
+    import onnxruntime
+    import torch
+
     check_builder()
+    notes: dict[str, Any]
     with bundle.staged(Path(directory)) as work, bundle.evaluating(source.model):
         inputs = bundle.save_tokenizer(source, work, sample, whole=False)
-        _write_graph(source, work)
+        model, notes = source.model, {"builder": "onnxruntime-genai"}
+        if model.dtype != torch.float32 or model.device.type != "cpu":
+            notes["widened"] = f"{str(model.dtype).removeprefix('torch.')} to float32"
+            model = copy.deepcopy(model).to("cpu", torch.float32)
+        _write_graph(source, model, work)
         texts = [" ".join(part for part in row if part) if not isinstance(row, str) else row for row in sample]
         encode = source.processor.backend_tokenizer.encode
         rows = [encode(text).ids[:64] for text in texts if text]
-        difference = _difference(
-            TorchDecoder(source.model, threads=threads), OnnxDecoder(work / MODEL, threads=threads), rows
-        )
-        import onnxruntime
-
-        notes = {"builder": "onnxruntime-genai", "onnxruntime": onnxruntime.__version__, "max_abs_diff": difference}
+        difference = _difference(TorchDecoder(model, threads=threads), OnnxDecoder(work / MODEL, threads=threads), rows)
+        notes |= {"onnxruntime": onnxruntime.__version__, "max_abs_diff": difference}
         bundle.write(source, work, backend=backend, inputs=inputs, notes=notes)
     return bundle.read(directory, verify=False)
 
 
-def _write_graph(source: OptimizedModel, work: Path) -> None:
-    """Puts ``model.onnx`` and its weights beside it into ``work``, float32."""
-    from onnxruntime_genai.models import builder
-
+def _write_graph(source: OptimizedModel, model: Any, work: Path) -> None:
+    """Puts ``model.onnx`` and its weights beside it into ``work``, for a float32 model."""
     with tempfile.TemporaryDirectory(prefix=".build-", dir=work) as name, _quiet():
+        from onnxruntime_genai.models import builder  # its import already gives the root logger a handler
+
         folder = Path(name)
         given, made, cache = (str(folder / part) for part in ("torch", "onnx", "cache"))
-        source.model.float().save_pretrained(given)
+        model.save_pretrained(given)
         source.processor.save_pretrained(given)
         try:
             # "hf_token" is the builder's way to ask for a login of the hub, which a local folder doesn't need.
@@ -94,7 +99,7 @@ def _write_graph(source: OptimizedModel, work: Path) -> None:
             builder.create_model("", given, made, "fp32", "cpu", cache, **options)
         except (Exception, SystemExit) as error:  # the builder raises whatever it stumbles on
             raise ExportError(
-                f"onnxruntime-genai can't build a graph of {type(source.model).__name__}: {error}. "
+                f"onnxruntime-genai can't build a graph of {type(model).__name__}: {error}. "
                 "Write export.backends=torch."
             ) from error
         _fix_head_size(Path(made))

@@ -20,7 +20,7 @@ from .errors import ModelError, UnsafeModelError
 from .runtime.bundle import FORMAT, NAME
 from .safety import safe_yaml
 
-__all__ = ["VARIABLE", "adopt", "check_allowed", "code_digest", "is_foreign", "log_model"]
+__all__ = ["VARIABLE", "adopt", "check_allowed", "is_foreign", "log_model", "model_digest"]
 
 VARIABLE = "MLFLOW_SLIM_ALLOW_CODE"
 # What we, and MLflow when it downloads a registered version, put beside a model's own files.
@@ -38,7 +38,7 @@ def is_foreign(folder: Path) -> bool:
     return isinstance(flavors, dict) and "python_function" in flavors and not _OPENED & set(flavors)
 
 
-def code_digest(folder: Path) -> str:
+def model_digest(folder: Path) -> str:
     """sha256 over names and contents of a model's own files, the first 32 hex digits."""
     return files_digest(folder, without=_ADDED)[:32]
 
@@ -49,7 +49,7 @@ def check_allowed(folder: Path, name: str) -> str:
     Raises:
         UnsafeModelError: Nobody allowed it; the message says how to.
     """
-    digest = code_digest(folder)
+    digest = model_digest(folder)
     if digest not in os.environ.get(VARIABLE, "").replace(",", " ").split():
         raise UnsafeModelError(
             f"{name} was made elsewhere, and loading it runs code that came with it. If you trust these very files, "

@@ -128,6 +128,8 @@ class Technique(Protocol):
     A technique whose outcome makes sense on certain runtimes alone lists them in a class attribute ``runs_on``; no step
     may follow it but one whose class attribute ``works_on_builds`` is true. If the outcome exists in the form of those
     runtimes only, it puts a folder for each of ``context.backends`` into `OptimizedModel.builds`.
+    A technique that knows what to do with language models has a class attribute ``generates`` that is true; others are
+    refused for them.
     A technique that can tell early that it doesn't fit a model has a method ``check(source)`` too, which raises; one
     that needs something of the machine is `Conditional`.
     An option named ``student`` is a model that the recipe looks for before it starts.

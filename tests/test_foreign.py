@@ -40,13 +40,13 @@ def sklearn_model(store: Any, reviews: Path, tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture
 def allowed(sklearn_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(foreign.VARIABLE, foreign.code_digest(sklearn_model))
+    monkeypatch.setenv(foreign.VARIABLE, foreign.model_digest(sklearn_model))
     return sklearn_model
 
 
 def test_nothing_is_loaded_before_its_digest_is_allowed(sklearn_model: Path, reviews: Path, store: Any) -> None:  # noqa: F811
     wrong = options(sklearn_model, reviews)
-    with pytest.raises(UnsafeModelError, match=rf"{foreign.VARIABLE}={foreign.code_digest(sklearn_model)}"):
+    with pytest.raises(UnsafeModelError, match=rf"{foreign.VARIABLE}={foreign.model_digest(sklearn_model)}"):
         slim.run("evaluate", **wrong)
 
 
@@ -179,7 +179,7 @@ def python_model(folder: Path, body: str, columns: list[str] | None, monkeypatch
     mlflow.pyfunc.save_model(
         str(folder / "model"), python_model=str(source), signature=signature, pip_requirements=["pandas"]
     )
-    monkeypatch.setenv(foreign.VARIABLE, foreign.code_digest(folder / "model"))
+    monkeypatch.setenv(foreign.VARIABLE, foreign.model_digest(folder / "model"))
     return folder / "model"
 
 

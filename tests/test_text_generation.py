@@ -476,6 +476,11 @@ def test_guessing_is_refused_for_classifiers_and_silent_models(lm: Inputs) -> No
         SpeculateLookup().check(replace(lm.source, spec={**lm.source.spec, "max_new_tokens": 0}))
 
 
+def test_techniques_of_encoders_are_refused_before_any_work() -> None:
+    with pytest.raises(ConfigError, match=r"steps\[0\] 'distill.logits' isn't done for language models"):
+        Recipe.load({"task": "text-generation", "steps": ["distill.logits", "finetune.full"]})
+
+
 def test_nothing_but_guessing_may_follow_quantizing() -> None:
     chain = [{"technique": "quantize.weight_only"}, {"technique": "speculate.lookup"}]
     exported = {"export": {"backends": ["onnxruntime"]}}

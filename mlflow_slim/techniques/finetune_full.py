@@ -24,6 +24,7 @@ class FinetuneFull(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: ClassVar[str] = "finetune.full"
+    generates: ClassVar[bool] = True
 
     epochs: float = Field(3.0, gt=0, le=1000, description="Passes over the training rows.")
     learning_rate: float = Field(1e-4, gt=0, lt=1, description="Peak learning rate of AdamW.")

@@ -28,6 +28,7 @@ class FinetuneLora(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: ClassVar[str] = "finetune.lora"
+    generates: ClassVar[bool] = True
 
     rank: int = Field(8, ge=1, le=1024, description="Rank of each adapter.")
     alpha: int = Field(16, ge=1, description="Scale of the adapters; they count alpha / rank times.")

@@ -23,6 +23,7 @@ class QuantizeCast(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: ClassVar[str] = "quantize.cast"
+    generates: ClassVar[bool] = True
     runs_on: ClassVar[tuple[str, ...]] = ("torch",)
 
     dtype: Literal["bfloat16", "float16"] = Field(

@@ -29,6 +29,7 @@ class QuantizeWeightOnly(QuantizeOptions):
     """Rounds weights to 8 or 4 bits in blocks; activations stay float."""
 
     name: ClassVar[str] = "quantize.weight_only"
+    generates: ClassVar[bool] = True
     runs_on: ClassVar[tuple[str, ...]] = ("onnxruntime", "openvino")
 
     bits: Literal[8, 4] = Field(8, description="Bits of a weight of a matrix; 4 falls back to 8.")

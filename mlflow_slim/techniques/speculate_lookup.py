@@ -31,6 +31,7 @@ class SpeculateLookup(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: ClassVar[str] = "speculate.lookup"
+    generates: ClassVar[bool] = True
     works_on_builds: ClassVar[bool] = True
     """It changes how a model is run and not the model, so it may follow a step whose outcome is built for runtimes."""
 
