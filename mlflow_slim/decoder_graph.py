@@ -76,7 +76,15 @@ def export_decoder(
         texts = [" ".join(part for part in row if part) if not isinstance(row, str) else row for row in sample]
         encode = source.processor.backend_tokenizer.encode
         rows = [encode(text).ids[:64] for text in texts if text]
-        difference = _difference(TorchDecoder(model, threads=threads), OnnxDecoder(work / MODEL, threads=threads), rows)
+        try:
+            found = OnnxDecoder(work / MODEL, threads=threads)
+            difference = _difference(TorchDecoder(model, threads=threads), found, rows)
+        except (ExportError, MemoryError):
+            raise
+        except Exception as error:  # onnxruntime has kinds of its own, and kernels with wishes of their own
+            raise ExportError(
+                f"onnxruntime can't run the graph of {type(model).__name__}: {error}. Write export.backends=torch."
+            ) from error
         notes |= {"onnxruntime": onnxruntime.__version__, "max_abs_diff": difference}
         bundle.write(source, work, backend=backend, inputs=inputs, notes=notes)
     return bundle.read(directory, verify=False)

@@ -366,6 +366,13 @@ class TestOnnx:
             load_backend("onnxruntime").export(inputs.source, tmp_path / "onnx", inputs.data.validation.inputs[:2])
         assert not (tmp_path / "onnx").exists()
 
+    def test_a_shape_that_the_kernels_refuse_is_an_export_that_fails(self, tmp_path: Path) -> None:
+        shape = {"hidden_size": 72, "num_attention_heads": 4, "head_dim": 18}
+        inputs = load(tmp_path, model=make_language_model(tmp_path / "lm", **shape))
+        assert inputs.source is not None
+        with pytest.raises(ExportError, match=r"can't run the graph of LlamaForCausalLM.*export.backends=torch"):
+            load_backend("onnxruntime").export(inputs.source, tmp_path / "onnx", inputs.data.validation.inputs[:2])
+
     @pytest.mark.parametrize("kind", ["llama", "mistral"])
     def test_codes_in_the_graph_are_the_weights_they_stand_for(self, kind: str, tmp_path: Path) -> None:
         """Against a torch model whose weights were rounded likewise; the graph's products are int8."""
@@ -432,6 +439,74 @@ class TestOnnx:
         assert (plain.forward(batch) == guessing.forward(batch)).all()
         assert 0 <= fast.lineage[-1].notes["onnxruntime"]["acceptance_rate"] <= 1
         assert bundle.read(tmp_path / "guessing").variant == "quantize.weight_only+speculate.lookup@onnxruntime"
+
+
+def test_a_broken_gguf_file_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    from mlflow_slim.model_source import resolve_model
+
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF and nothing else")
+    with pytest.raises(ModelError, match=r"can't read .*broken.gguf"):
+        resolve_model(str(tmp_path / "broken.gguf"), workdir=tmp_path)
+
+
+def test_a_gguf_file_is_a_model(tmp_path: Path) -> None:
+    """Written by gguf itself, float32, so that the very weights must come back."""
+    gguf = pytest.importorskip("gguf")
+    import transformers
+
+    from mlflow_slim.model_source import resolve_model
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(str(make_language_model(tmp_path / "lm")))
+    names = {
+        "model.embed_tokens.weight": "token_embd.weight",
+        "model.norm.weight": "output_norm.weight",
+        "self_attn.o_proj": "attn_output",
+        "self_attn.v_proj": "attn_v",
+        "mlp.gate_proj": "ffn_gate",
+        "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down",
+        "input_layernorm": "attn_norm",
+        "post_attention_layernorm": "ffn_norm",
+        "model.layers": "blk",
+    }
+    writer = gguf.GGUFWriter(str(tmp_path / "tiny.gguf"), "llama")
+    config = model.config
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("gpt2")
+    letters = [chr(0x100 + i) for i in range(config.vocab_size)]
+    letters[-1] = letters[1] + letters[2]
+    writer.add_token_list(letters)
+    writer.add_token_types([1] * len(letters))
+    writer.add_token_merges([f"{letters[1]} {letters[2]}"])
+    writer.add_eos_token_id(0)
+    for name, weight in model.state_dict().items():
+        if name == "lm_head.weight":
+            continue
+        for old, new in names.items():
+            name = name.replace(old, new)
+        array = weight.numpy()
+        for part, heads in (("q_proj", config.num_attention_heads), ("k_proj", config.num_key_value_heads)):
+            if part in name:  # llama.cpp keeps rotary halves side by side
+                array = array.reshape(heads, 2, -1, array.shape[1]).swapaxes(1, 2).reshape(array.shape)
+                name = name.replace(f"self_attn.{part}", f"attn_{part[0]}")
+        writer.add_tensor(name, np.ascontiguousarray(array))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    found = resolve_model(str(tmp_path / "tiny.gguf"), workdir=tmp_path)
+    again = transformers.AutoModelForCausalLM.from_pretrained(str(found.directory)).state_dict()
+    for name, weight in model.state_dict().items():
+        np.testing.assert_allclose(again[name].numpy(), weight.numpy(), atol=1e-6, err_msg=name)
 
 
 def test_gptq_loses_less_of_the_answers_than_rounding() -> None:
