@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from .artifact import OptimizedModel
 from .interfaces import Context
-from .losses import distillation_loss, hidden_loss
-from .scoring import outputs_of, validation_scorer
+from .lessons import Teaching, make_lesson
+from .losses import hidden_loss
+from .scoring import validation_scorer
 from .training import FitOptions, FitResult, fit, training_rows
 
 if TYPE_CHECKING:
@@ -38,44 +39,41 @@ def learn_logits(
     teacher: OptimizedModel,
     context: Context,
     options: FitOptions,
+    teaching: Teaching,
     *,
-    temperature: float,
-    alpha: float,
     label: str,
     guide: OptimizedModel | None = None,
     hidden_weight: float = 0.0,
 ) -> FitResult:
     """Trains ``student.model`` in place on ``alpha * soft + (1 - alpha) * hard`` loss.
 
-    The teacher answers every training row once, before training; the two may have different tokenizers.
+    The teacher answers every training row once, before training.
 
     Args:
         student: What is trained.
         teacher: Gives the soft labels.
         context: Rows, seed, device.
         options: How long and how fast.
-        temperature: Softening of both distributions, > 0.
-        alpha: Weight of the soft loss, 0 to 1.
+        teaching: How the teacher is imitated.
         label: Name of the technique, for messages.
         guide: A model of the student's depth, width and tokens, whose hidden states are imitated after every layer.
         hidden_weight: Weight of their mean squared error, >= 0.
 
     Raises:
+        ModelError: Two language models have different vocabularies.
         TrainingDiverged: The loss became NaN or infinite.
     """
     import torch
 
-    teacher_rows = training_rows(teacher, context.data.train, context)
-    answers = outputs_of(teacher.model.to(context.device), teacher.processor, teacher_rows)
-    teacher.model.to("cpu")
-    multi_label = bool(student.spec.get("multi_label"))
+    lesson = make_lesson(student, teacher, context, teaching)
+    alpha = teaching.alpha
     guided = guide is not None and hidden_weight > 0
     if guide is not None:
         guide.model.to(context.device).eval()
 
     def loss(model: Any, inputs: dict[str, Any], extra: dict[str, Tensor]) -> Tensor:
         ours = model(**inputs, output_hidden_states=guided)
-        soft = distillation_loss(ours.logits, extra["teacher_logits"], temperature=temperature, multi_label=multi_label)
+        soft = lesson.loss(model, inputs, ours.logits, extra)
         hard: Tensor = context.task.loss(ours.logits, extra["labels"], student.spec)
         total = alpha * soft + (1 - alpha) * hard
         if guide is None or not guided:
@@ -88,8 +86,8 @@ def learn_logits(
         return total + hidden_weight * sum(apart[1:], start=apart[0]) / len(apart)
 
     metric, score = validation_scorer(student, context)
-    rows = training_rows(student, context.data.train, context, {"teacher_logits": answers})
+    rows = training_rows(student, context.data.train, context, lesson.columns)
     result = fit(student.model, student.processor, rows, loss, score, options, context, metric=metric, label=label)
-    for model in (student, *([guide] if guide is not None else [])):
+    for model in (student, teacher, *([guide] if guide is not None else [])):
         model.model.to("cpu")
     return result

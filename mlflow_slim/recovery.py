@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from .artifact import OptimizedModel
 from .interfaces import Context
 from .learning import learn_labels, learn_logits
+from .lessons import Teaching
 from .training import FitOptions
 
 __all__ = ["Recovery"]
@@ -65,8 +66,7 @@ class Recovery(BaseModel):
             context.original or source,
             context,
             options,
-            temperature=self.temperature,
-            alpha=self.alpha,
+            Teaching(self.temperature, self.alpha),
             label=label,
             guide=source if same else None,
             hidden_weight=self.hidden_weight,

@@ -7,6 +7,7 @@ Trainer splits every batch's work among the processes.
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -17,12 +18,10 @@ from .errors import TrainingDiverged
 from .runtime.torch_engine import quiet_transformers
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from .artifact import OptimizedModel
     from .interfaces import Context, Split
 
-__all__ = ["FitOptions", "FitResult", "fit", "training_rows"]
+__all__ = ["FitOptions", "FitResult", "collate", "fit", "training_rows"]
 
 logger = logging.getLogger(__name__)
 BAD_STEPS = 3
@@ -90,15 +89,40 @@ class _Progress:
 
 
 def training_rows(
-    source: OptimizedModel, split: Split, context: Context, extra: Mapping[str, np.ndarray] | None = None
+    source: OptimizedModel,
+    split: Split,
+    context: Context,
+    extra: Mapping[str, Any] | None = None,
+    *,
+    only: Sequence[int] | None = None,
 ) -> list[dict[str, Any]]:
-    """One dict a row for `fit`: token ids, ``labels`` and whatever else the loss needs, such as teacher logits."""
-    rows = context.task.encode(source.processor, split.inputs, source.spec)
-    for i, row in enumerate(rows):
-        row.setdefault("labels", split.references[i])
+    """One dict a row for `fit`: token ids, ``labels`` and whatever else the loss needs, such as teacher logits.
+
+    Args:
+        source: Whose tokens.
+        split: The rows.
+        context: The task.
+        extra: Further columns by name, one value for each of the rows asked for.
+        only: Numbers of the rows; None for all.
+    """
+    numbers = range(len(split)) if only is None else only
+    rows = context.task.encode(source.processor, [split.inputs[i] for i in numbers], source.spec)
+    for i, (number, row) in enumerate(zip(numbers, rows, strict=True)):
+        row.setdefault("labels", split.references[number])
         for name, values in (extra or {}).items():
             row[name] = values[i]
     return rows
+
+
+def collate(processor: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Rows as one batch of tensors: the model's inputs padded to the longest, and the other columns stacked."""
+    import torch
+
+    tensors = set(processor.model_input_names)
+    padded = processor.pad([{k: row[k] for k in row if k in tensors} for row in rows], return_tensors="pt")
+    for name in (k for k in rows[0] if k not in tensors):
+        padded[name] = torch.as_tensor(_stack([row[name] for row in rows]))
+    return dict(padded)
 
 
 def fit(
@@ -132,19 +156,12 @@ def fit(
     Raises:
         TrainingDiverged: The loss was not finite for three steps in a row.
     """
-    import torch
     from transformers import Trainer, TrainerCallback, TrainingArguments
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
     progress = _Progress()
     tensors = set(processor.model_input_names)
     epochs = math.ceil(options.epochs)
-
-    def collate(batch: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        padded = processor.pad([{k: row[k] for k in row if k in tensors} for row in batch], return_tensors="pt")
-        for name in (k for k in batch[0] if k not in tensors):
-            padded[name] = torch.as_tensor(_stack([row[name] for row in batch]))
-        return dict(padded)
 
     class Callback(TrainerCallback):
         def on_epoch_end(self, *_: Any, **__: Any) -> None:
@@ -222,7 +239,7 @@ def fit(
             model=model,
             args=arguments,
             train_dataset=list(rows),
-            data_collator=collate,
+            data_collator=functools.partial(collate, processor),
             processing_class=processor,
             callbacks=[Callback()],
         )
@@ -242,10 +259,11 @@ def fit(
 
 
 def _stack(values: Sequence[Any]) -> Any:
-    """The values of a batch; labels token by token are padded behind with -100, where nothing is learned."""
+    """The values of a batch; what there is one of a token is padded behind with -100, where nothing is learned."""
     import numpy as np
 
     arrays = [np.asarray(value) for value in values]
-    if arrays[0].ndim == 1 and len(lengths := {len(array) for array in arrays}) > 1:
-        arrays = [np.pad(array, (0, max(lengths) - len(array)), constant_values=-100) for array in arrays]
+    if arrays[0].ndim and len(lengths := {len(array) for array in arrays}) > 1:
+        rest = [(0, 0)] * (arrays[0].ndim - 1)
+        arrays = [np.pad(array, [(0, max(lengths) - len(array)), *rest], constant_values=-100) for array in arrays]
     return np.stack(arrays)
