@@ -15,14 +15,24 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from .structure import find_parts, keep_heads
+from .training import collate, training_rows
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
 
     from .artifact import OptimizedModel
     from .interfaces import Context
 
-__all__ = ["Importance", "fewer_heads", "gates", "keep_most_important", "layer_scores", "unit_scores"]
+__all__ = [
+    "Importance",
+    "fewer_heads",
+    "gates",
+    "input_norms",
+    "keep_most_important",
+    "layer_scores",
+    "unit_scores",
+]
 
 Importance: TypeAlias = Literal["taylor", "activation"]
 _BATCH = 16
@@ -178,7 +188,7 @@ def fewer_heads(
         ModelError: The heads of this architecture can't be taken out.
     """
     layers = find_parts(source.model)
-    sizes = {parts.mixed: parts.head_size for parts in layers}
+    sizes = {parts.mixed: parts.head_size * parts.shared for parts in layers}
     scores = unit_scores(source, sizes, context, importance=importance, rows=rows)
     kept = keep_most_important([scores[parts.mixed] for parts in layers], sparsity, scope=scope)
     model = keep_heads(source.model, {parts.layer: heads for parts, heads in zip(layers, kept, strict=True)})
@@ -212,14 +222,49 @@ def layer_scores(source: OptimizedModel, context: Context, *, rows: int) -> list
     return [total / tokens for total in totals]
 
 
-def _batches(source: OptimizedModel, context: Context, rows: int) -> Iterator[tuple[dict[str, Any], Any]]:
-    """Encoded training rows and their references, evenly from all of them, on the context's device."""
+def input_norms(source: OptimizedModel, names: Sequence[str], context: Context, *, rows: int) -> dict[str, Tensor]:
+    """Euclidean norm of what each linear module is fed over all tokens of training rows, ``(in,)`` float32.
+
+    Args:
+        source: The model; it is left as it is.
+        names: Modules to look at.
+        context: Rows and task.
+        rows: Training rows to look at, at most; taken evenly.
+    """
     import torch
 
+    model = source.model.to(context.device).eval()
+    sums: dict[str, Tensor] = {}
+    mask = torch.zeros(0)
+
+    def watch(name: str) -> Any:
+        def look(_: Any, given: tuple[Tensor, ...]) -> None:
+            values = given[0][mask] if given[0].dim() == 3 else given[0]
+            squares = values.double().square().sum(dim=0)
+            sums[name] = sums[name] + squares if name in sums else squares
+
+        return look
+
+    handles = [model.get_submodule(name).register_forward_pre_hook(watch(name)) for name in names]
+    try:
+        with torch.inference_mode():
+            for batch, _ in _batches(source, context, rows):
+                mask = batch["attention_mask"].bool()
+                model(**batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    model.to("cpu")
+    return {name: total.sqrt().float().cpu().clone() for name, total in sums.items()}
+
+
+def _batches(source: OptimizedModel, context: Context, rows: int) -> Iterator[tuple[dict[str, Any], Any]]:
+    """Encoded training rows and their labels, evenly from all of them, on the context's device."""
     train = context.data.train
     chosen = list(range(0, len(train), -(-len(train) // rows)))
-    encoded = context.task.encode(source.processor, [train.inputs[row] for row in chosen], source.spec)
+    encoded = training_rows(source, train, context, only=chosen)
     for start in range(0, len(chosen), _BATCH):
-        padded = source.processor.pad(encoded[start : start + _BATCH], return_tensors="pt")
-        references = torch.as_tensor(train.references[chosen[start : start + _BATCH]], device=context.device)
-        yield {name: tensor.to(context.device) for name, tensor in padded.items()}, references
+        batch = collate(source.processor, encoded[start : start + _BATCH])
+        batch = {name: tensor.to(context.device) for name, tensor in batch.items()}
+        labels = batch.pop("labels")
+        yield batch, labels

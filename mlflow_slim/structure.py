@@ -38,6 +38,8 @@ class Layout:
         up: What gives the neurons of the feed-forward part; two of them when one gates the other.
         down: What takes the neurons.
         heads: False where heads share something between layers, so that they can't be taken out one by one.
+        grouped: True where several heads of queries may share one of keys and values, and the configuration counts
+            both; what is taken out is then a whole group, of all layers equally many.
     """
 
     queries: tuple[str, ...]
@@ -45,6 +47,7 @@ class Layout:
     up: tuple[str, ...]
     down: str
     heads: bool = True
+    grouped: bool = False
 
 
 logger = logging.getLogger(__name__)
@@ -75,13 +78,13 @@ LAYOUTS = (
         "output.dense",
         heads=False,
     ),
-    # Llama, Mistral, Qwen: heads of keys are shared by several of queries
+    # Llama, Mistral, Qwen, Gemma
     Layout(
         ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
         "self_attn.o_proj",
         ("mlp.gate_proj", "mlp.up_proj"),
         "mlp.down_proj",
-        heads=False,
+        grouped=True,
     ),
 )
 
@@ -97,10 +100,12 @@ class Parts:
         layer: Index of the layer.
         queries, mixed, up, down: As in `Layout`.
         attention: Names of the modules that count this layer's heads.
-        heads: Number of heads.
+        heads: Number of heads, or of groups of heads where they share keys and values.
         head_size: Width of a head.
+        shared: Heads of queries for one of keys; 1 where each has its own.
         neurons: Number of neurons.
         heads_can_go: As ``Layout.heads``.
+        grouped: As ``Layout.grouped``.
     """
 
     layer: int
@@ -111,8 +116,10 @@ class Parts:
     attention: tuple[str, ...]
     heads: int
     head_size: int
+    shared: int
     neurons: int
     heads_can_go: bool
+    grouped: bool
 
 
 def find_parts(model: Any) -> list[Parts]:
@@ -139,6 +146,10 @@ def find_parts(model: Any) -> list[Parts]:
             if any(type(getattr(module, count, None)) is int for count in _HEAD_COUNTS)
         ]
         head_size = _head_size(model.config, [layer.get_submodule(name) for name in attention])
+        if layout.grouped and not attention:
+            attention = [layout.mixed.rpartition(".")[0]]
+            head_size = _head_size(model.config, [layer.get_submodule(attention[0])])
+        sizes = [int(layer.get_submodule(name).out_features) for name in layout.queries]
         found.append(
             Parts(
                 layer=index,
@@ -147,10 +158,12 @@ def find_parts(model: Any) -> list[Parts]:
                 up=tuple(here + name for name in layout.up),
                 down=here + layout.down,
                 attention=tuple((here + name).rstrip(".") for name in attention),
-                heads=int(layer.get_submodule(layout.queries[0]).out_features) // head_size,
+                heads=min(sizes) // head_size,
                 head_size=head_size,
+                shared=max(sizes) // min(sizes),
                 neurons=int(layer.get_submodule(layout.down).in_features),
                 heads_can_go=layout.heads,
+                grouped=layout.grouped,
             )
         )
     return found
@@ -204,31 +217,58 @@ def check_heads(model: Any) -> None:
 def keep_heads(model: Any, kept: Mapping[int, Sequence[int]]) -> Any:
     """A deep copy of ``model`` with only the heads ``kept`` of each layer, by the layer's index.
 
+    Where heads share keys and values, ``kept`` are groups of them.
+
     Raises:
         ModelError: The architecture's heads can't be taken out, or a layer would have none left.
     """
-    import torch
-
     check_heads(model)
     pruned = copy.deepcopy(model)
-    for parts in find_parts(pruned):
+    layers = find_parts(pruned)
+    if layers[0].grouped:
+        _count_groups(pruned, layers, kept)
+    for parts in layers:
         heads = sorted(kept.get(parts.layer, range(parts.heads)))
         if len(heads) == parts.heads:
             continue
         if not heads:
             raise ModelError(f"Layer {parts.layer} would have no heads left. Keep one at least, or use prune.depth.")
-        columns = torch.cat([torch.arange(h * parts.head_size, (h + 1) * parts.head_size) for h in heads])
+        columns = _columns(heads, parts.head_size)
+        wide = _columns(heads, parts.head_size * parts.shared)
         for name in parts.queries:
-            _keep_outputs(pruned, name, columns)
-        _keep_inputs(pruned, parts.mixed, columns)
+            size = int(pruned.get_submodule(name).out_features)
+            _keep_outputs(pruned, name, wide if size == parts.heads * parts.head_size * parts.shared else columns)
+        _keep_inputs(pruned, parts.mixed, wide)
         for name in parts.attention:
             module = pruned.get_submodule(name)
             for count in _HEAD_COUNTS:
                 if type(getattr(module, count, None)) is int:
-                    setattr(module, count, len(heads))
+                    setattr(module, count, len(heads) * parts.shared)
+            if type(getattr(module, "num_key_value_heads", None)) is int:
+                module.num_key_value_heads = len(heads)
             if type(getattr(module, "all_head_size", None)) is int:
                 module.all_head_size = len(columns)
     return pruned
+
+
+def _columns(heads: Sequence[int], size: int) -> Any:
+    import torch
+
+    return torch.cat([torch.arange(head * size, (head + 1) * size) for head in heads])
+
+
+def _count_groups(pruned: Any, layers: Sequence[Parts], kept: Mapping[int, Sequence[int]]) -> None:
+    """Writes into the configuration how many groups of heads all layers keep."""
+    counts = {len(kept.get(parts.layer, range(parts.heads))) for parts in layers}
+    if len(counts) != 1:
+        raise ModelError(
+            f"Layers would keep different numbers of heads ({min(counts)} to {max(counts)}), and a "
+            f"{pruned.config.model_type!r} model has the same in all. Use prune.width with head_sparsity."
+        )
+    groups = counts.pop()
+    pruned.config.head_dim = layers[0].head_size
+    pruned.config.num_attention_heads = groups * layers[0].shared
+    pruned.config.num_key_value_heads = groups
 
 
 def keep_neurons(model: Any, kept: Mapping[int, Sequence[int]]) -> Any:
@@ -280,11 +320,14 @@ def keep_width(model: Any, kept: Sequence[int]) -> Any:
         if isinstance(module, torch.nn.Embedding) and module.embedding_dim == width:
             _replace(module, "weight", module.weight[:, dimensions])
             module.embedding_dim = len(dimensions)
+            _rescale(module, (len(dimensions) / width) ** 0.5)
         elif isinstance(module, torch.nn.LayerNorm) and module.normalized_shape == (width,):
             if name.startswith(prefix) or not head_seen:
                 _replace(module, "weight", module.weight[dimensions])
                 _replace(module, "bias", module.bias[dimensions])
                 module.normalized_shape = (len(dimensions),)
+        elif _is_gain(module, width):  # RMSNorm, of which every family has a class of its own
+            _replace(module, "weight", module.weight[dimensions])
         elif name in readers:
             _keep_inputs(pruned, name, dimensions)
         elif name in writers:
@@ -300,8 +343,25 @@ def keep_width(model: Any, kept: Sequence[int]) -> Any:
                 f"The hidden width of a {model.config.model_type!r} model can't be cut: it isn't known what {name} "
                 "does with hidden states. Cut neurons or layers instead (hidden_sparsity=0)."
             )
+    if inside[0].grouped:
+        pruned.config.head_dim = inside[0].head_size
+        pruned.tie_weights()
     pruned.config.hidden_size = len(dimensions)
     return pruned
+
+
+def _rescale(embedding: Any, ratio: float) -> None:
+    """For embeddings that are multiplied with the root of the width (Gemma), which a loaded model computes anew."""
+    if hasattr(embedding, "embed_scale"):
+        embedding.embed_scale = embedding.embed_scale * ratio
+    if hasattr(embedding, "scalar_embed_scale"):
+        embedding.scalar_embed_scale = embedding.scalar_embed_scale * ratio
+
+
+def _is_gain(module: Any, width: int) -> bool:
+    """True for a module that scales hidden states and does nothing else with weights."""
+    own = dict(module.named_parameters(recurse=False))
+    return list(own) == ["weight"] and tuple(own["weight"].shape) == (width,)
 
 
 def narrowed_shapes(model: Any) -> dict[str, dict[str, Any]]:

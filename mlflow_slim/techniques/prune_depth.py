@@ -24,6 +24,7 @@ class PruneDepth(Recovery):
     """Takes out whole layers, then trains what is left."""
 
     name: ClassVar[str] = "prune.depth"
+    generates: ClassVar[bool] = True
 
     layers: int | tuple[int, ...] | None = Field(
         None, description="How many layers to keep, or which; default: half of them."

@@ -28,6 +28,7 @@ class PruneWidth(Recovery):
     """Makes the feed-forward parts, and if asked the hidden states, narrower, then trains what is left."""
 
     name: ClassVar[str] = "prune.width"
+    generates: ClassVar[bool] = True
 
     sparsity: float = Field(0.5, ge=0, lt=1, description="Share of each layer's feed-forward neurons to take out.")
     hidden_sparsity: float = Field(
