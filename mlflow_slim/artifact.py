@@ -25,6 +25,8 @@ class OptimizationCost:
         grade: Provenance of the energy figure, "A" (counter) to "D" (assumed); None with no energy.
         no_energy: Why the energy was not measured; empty when it was.
         reused: True when the step was not done again but taken from the cache; the figures are of when it was done.
+        usd: What was paid to others for it, USD; filled in by the technique.
+        teacher_tokens: Tokens that a teacher read and wrote for it; filled in by the technique.
     """
 
     duration_s: float
@@ -32,6 +34,8 @@ class OptimizationCost:
     grade: str | None = None
     no_energy: str = ""
     reused: bool = False
+    usd: float = 0.0
+    teacher_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class StepRecord:
         technique: Its public name, such as ``distill.logits``.
         options: The options in force, resolved, JSON values only.
         notes: What the technique wants kept (layers chosen, final loss), JSON values only.
-        cost: What doing it cost; filled in by the pipeline.
+        cost: What doing it cost; time and energy are filled in by the pipeline.
     """
 
     technique: str

@@ -17,7 +17,7 @@ from . import bundle
 from .artifact import OptimizationCost, OptimizedModel, StepRecord
 from .cache import VARIABLE, Entry, StepCache, code_digest, content_key, files_digest
 from .catalog import load_backend
-from .interfaces import Context, Technique
+from .interfaces import MODEL_OPTIONS, Context, Technique
 from .runtime import tasks
 from .runtime.narrowed import KEY
 from .runtime.torch_engine import load_model, quiet_transformers
@@ -36,7 +36,7 @@ _PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "peft", "onnxruntim
 
 
 def step_key(
-    step: Technique, source: OptimizedModel, context: Context, find_student: Callable[[str], Path] | None
+    step: Technique, source: OptimizedModel, context: Context, find_model: Callable[[str], Path] | None
 ) -> str:
     """The content key of a step: everything that its outcome depends on.
 
@@ -44,7 +44,7 @@ def step_key(
         step: The technique with its options.
         source: The model it starts from.
         context: Rows, seed, device, original.
-        find_student: Gives the folder of a model that the step names, by that name.
+        find_model: Gives the folder of a model that the step names, by that name.
     """
     from importlib.metadata import PackageNotFoundError, version
 
@@ -55,7 +55,7 @@ def step_key(
         except PackageNotFoundError:
             versions[name] = ""
     options: Any = step
-    student = getattr(step, "student", None)
+    others = {option: getattr(step, option, None) for option in MODEL_OPTIONS}
     return content_key(
         {
             "technique": step.name,
@@ -63,7 +63,10 @@ def step_key(
             "code": code_digest(),
             "source": model_digest(source),
             "original": model_digest(context.original) if context.original is not None else None,
-            "student": files_digest(find_student(student)) if student and find_student else None,
+            **{
+                option: files_digest(find_model(name)) if name and find_model else None
+                for option, name in others.items()
+            },
             "train": context.data.train.digest,
             "validation": context.data.validation.digest,
             "seed": context.seed,
@@ -102,7 +105,7 @@ def do_cached(
     source: OptimizedModel,
     context: Context,
     work: Callable[[], OptimizedModel],
-    find_student: Callable[[str], Path] | None = None,
+    find_model: Callable[[str], Path] | None = None,
 ) -> OptimizedModel:
     """The outcome of ``work``, which does the step, or the same from the cache; its last record has its cost.
 
@@ -111,12 +114,12 @@ def do_cached(
         source: The model it starts from.
         context: What it gets besides.
         work: Does the step and gives its outcome, with the cost in its last record.
-        find_student: As for `step_key`.
+        find_model: As for `step_key`.
     """
     cache = StepCache.from_environment() if int(os.environ.get("WORLD_SIZE", "1")) == 1 else None
     if cache is None or not hasattr(step, "model_dump"):
         return work()
-    key = step_key(step, source, context, find_student)
+    key = step_key(step, source, context, find_model)
     with cache.locked(key):
         entry = cache.find(key)
         if entry is not None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-__all__ = ["chat_inputs"]
+from .runtime.prompts import PromptFile
+
+__all__ = ["chat_inputs", "prompt_file"]
 
 
 def chat_inputs(tokenizer: Any, generation_config: Any = None) -> dict[str, Any]:
@@ -25,3 +30,11 @@ def chat_inputs(tokenizer: Any, generation_config: Any = None) -> dict[str, Any]
         found["chat_template"] = template
         found["special"] = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if token}
     return found
+
+
+def prompt_file(tokenizer: Any, spec: Mapping[str, Any]) -> PromptFile:
+    """A transformers tokenizer as the runtime encodes with it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tokenizer.json"
+        tokenizer.backend_tokenizer.save(str(path))
+        return PromptFile(path, chat_inputs(tokenizer), chat=bool(spec.get("chat")))

@@ -13,7 +13,7 @@ from .catalog import load_task
 from .config import Recipe
 from .data import Tables, read_tables
 from .errors import ConfigError
-from .interfaces import Task, TaskData
+from .interfaces import MODEL_OPTIONS, Task, TaskData
 from .model_source import resolve_model
 
 __all__ = ["Inputs", "check_output", "load_inputs", "load_model"]
@@ -92,9 +92,10 @@ def load_inputs(
     task = load_task(recipe.task)
     with_model = with_model and spec is None
     found = resolve_model(recipe.model, download_artifacts=download, workdir=folder) if with_model else None
-    for student in [getattr(step, "student", None) for step in recipe.steps] if with_model else []:
-        if student is not None:  # looked for now: it is loaded after the teacher was trained
-            resolve_model(student, download_artifacts=download, workdir=folder)
+    others = [getattr(step, option, None) for step in recipe.steps for option in MODEL_OPTIONS]
+    for name in others if with_model else []:
+        if name is not None:  # looked for now: it is loaded after hours of work perhaps
+            resolve_model(name, download_artifacts=download, workdir=folder)
     tables = read_tables(
         recipe.data,
         text=recipe.text,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .measurement.stats import Interval
 
 __all__ = [
+    "MODEL_OPTIONS",
     "Backend",
     "Batch",
     "Changes",
@@ -121,6 +122,10 @@ class Context:
     original: OptimizedModel | None = None
 
 
+MODEL_OPTIONS = ("student", "teacher", "assistant")
+"""Options of techniques that name another model, as a user would."""
+
+
 @runtime_checkable
 class Technique(Protocol):
     """A frozen options object with one method. Options are its fields, typed and documented (pydantic).
@@ -132,7 +137,7 @@ class Technique(Protocol):
     refused for them.
     A technique that can tell early that it doesn't fit a model has a method ``check(source)`` too, which raises; one
     that needs something of the machine is `Conditional`.
-    An option named ``student`` is a model that the recipe looks for before it starts.
+    An option of `MODEL_OPTIONS` is a model that the recipe looks for before it starts.
     """
 
     name: ClassVar[str]

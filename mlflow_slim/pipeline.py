@@ -300,7 +300,10 @@ class Flow:
 
         def work() -> OptimizedModel:
             outcome, cost = self.metered(step.name, lambda: step.apply(source, context))
-            record = replace(outcome.lineage[-1], cost=cost)
+            record = outcome.lineage[-1]
+            if (paid := record.cost) is not None:
+                cost = replace(cost, usd=paid.usd, teacher_tokens=paid.teacher_tokens)
+            record = replace(record, cost=cost)
             return replace(outcome, lineage=(*outcome.lineage[:-1], record))
 
         try:

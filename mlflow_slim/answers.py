@@ -1,0 +1,165 @@
+"""Answers that a teacher gave, on disk by prompt: a killed job loses one shard at most, and none is paid for twice."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from .cache import StepCache, content_key
+from .teachers import Reply, Teacher
+
+__all__ = ["AnswerStore", "Asked", "Budget", "ask", "open_store"]
+
+logger = logging.getLogger(__name__)
+SHARD = 32
+"""Prompts that are answered before the answers are written to disk."""
+
+
+class AnswerStore:
+    """A folder of Parquet files, each with the answers to some prompts.
+
+    Args:
+        folder: Made when it isn't there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._known: dict[str, Reply] = {}
+        for path in sorted(folder.glob("*.parquet")):
+            self._known |= _read(path)
+
+    def find(self, prompt: str) -> Reply | None:
+        """The answer to a prompt, if it was answered."""
+        return self._known.get(_key(prompt))
+
+    def add(self, prompts: Sequence[str], replies: Sequence[Reply]) -> None:
+        """Writes one shard; it is there as a whole or not at all."""
+        import pyarrow
+        import pyarrow.parquet
+
+        rows = [
+            {"key": _key(prompt), "prompt": prompt, **asdict(reply)}
+            for prompt, reply in zip(prompts, replies, strict=True)
+        ]
+        handle, name = tempfile.mkstemp(prefix=".new-", dir=self._folder)
+        os.close(handle)
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), name)
+        with Path(name).open("rb") as written:
+            os.fsync(written.fileno())
+        digest = hashlib.sha256("".join(row["key"] for row in rows).encode()).hexdigest()[:16]
+        Path(name).replace(self._folder / f"{len(self._known):08d}-{digest}.parquet")
+        self._known |= {row["key"]: reply for row, reply in zip(rows, replies, strict=True)}
+
+
+def _key(prompt: str) -> str:
+    return hashlib.sha256(prompt.encode("utf-8", errors="surrogatepass")).hexdigest()
+
+
+def _read(path: Path) -> dict[str, Reply]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        rows = pyarrow.parquet.read_table(path).to_pylist()
+        return {row["key"]: Reply(row["text"], row["prompt_tokens"], row["new_tokens"], row["cut"]) for row in rows}
+    except (pyarrow.ArrowException, OSError, KeyError) as error:
+        logger.warning("Answers in %s can't be read (%s); they are asked for again", path.name, error)
+        with contextlib.suppress(OSError):
+            path.rename(path.with_suffix(".bad"))
+        return {}
+
+
+@contextlib.contextmanager
+def open_store(settings: dict[str, object], fallback: Path) -> Iterator[AnswerStore]:
+    """The answers of one teacher under given settings, alone among processes; in ``fallback`` where caching is off."""
+    cache = StepCache.from_environment()
+    key = content_key(settings)
+    if cache is None:
+        yield AnswerStore(fallback / "answers" / key)
+        return
+    with cache.locked(f"answers-{key}"):
+        yield AnswerStore(cache.root / "answers" / key)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What tokens cost and how much may be spent.
+
+    Attributes:
+        usd_per_1m_read: Price of a million tokens of prompts.
+        usd_per_1m_written: Price of a million tokens of answers.
+        max_usd: No further prompt is sent once this is spent; None for no limit.
+    """
+
+    usd_per_1m_read: float = 0.0
+    usd_per_1m_written: float = 0.0
+    max_usd: float | None = None
+
+    def usd(self, replies: Sequence[Reply]) -> float:
+        """What answers cost; those whose tokens aren't known count nothing."""
+        read, written = (sum(max(0, count) for count in counts) for counts in _counts(replies))
+        return (read * self.usd_per_1m_read + written * self.usd_per_1m_written) / 1e6
+
+
+def _counts(replies: Sequence[Reply]) -> tuple[list[int], list[int]]:
+    return [reply.prompt_tokens for reply in replies], [reply.new_tokens for reply in replies]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What came of asking.
+
+    Attributes:
+        replies: One for each prompt; None where the budget was spent.
+        reused: How many were on disk already.
+        read, written: Tokens of all of them.
+        usd: What all of them cost, those on disk included.
+    """
+
+    replies: tuple[Reply | None, ...]
+    reused: int
+    read: int
+    written: int
+    usd: float
+
+
+def ask(
+    teacher: Teacher, prompts: Sequence[str], store: AnswerStore, budget: Budget, *, max_new_tokens: int, label: str
+) -> Asked:
+    """Answers to all prompts, from disk where they are there, shard by shard.
+
+    Args:
+        teacher: Who is asked.
+        prompts: What.
+        store: Where answers are kept.
+        budget: What they may cost.
+        max_new_tokens: Most tokens of an answer.
+        label: Name of the technique, for messages.
+    """
+    missing = [prompt for prompt in dict.fromkeys(prompts) if store.find(prompt) is None]
+    reused = len(prompts) - len(missing)
+    if missing:
+        logger.info("%s: asking %s %d prompts, %d are answered already", label, teacher.name, len(missing), reused)
+    done = 0
+    size = SHARD if budget.max_usd is None else 1 + SHARD // 8  # the smaller, the less is spent beyond the limit
+    for start in range(0, len(missing), size):
+        found = [reply for prompt in dict.fromkeys(prompts) if (reply := store.find(prompt)) is not None]
+        if budget.max_usd is not None and budget.usd(found) >= budget.max_usd:
+            left = len(missing) - done
+            logger.warning("%s: %.2f USD are spent; %d prompts go unasked", label, budget.usd(found), left)
+            break
+        shard = missing[start : start + size]
+        store.add(shard, teacher.answer(shard, max_new_tokens=max_new_tokens))
+        done += len(shard)
+        logger.info("%s: %d of %d prompts answered", label, done, len(missing))
+    replies = tuple(store.find(prompt) for prompt in prompts)
+    given = [reply for prompt in dict.fromkeys(prompts) if (reply := store.find(prompt)) is not None]
+    read, written = (sum(max(0, count) for count in counts) for counts in _counts(given))
+    return Asked(replies, reused, read, written, budget.usd(given))
