@@ -28,6 +28,7 @@ __all__ = [
 
 TECHNIQUES = {
     "compile.torch": "mlflow_slim.techniques.compile_torch:CompileTorch",
+    "distill.generate": "mlflow_slim.techniques.distill_generate:DistillGenerate",
     "distill.hidden": "mlflow_slim.techniques.distill_hidden:DistillHidden",
     "distill.logits": "mlflow_slim.techniques.distill_logits:DistillLogits",
     "finetune.full": "mlflow_slim.techniques.finetune_full:FinetuneFull",
@@ -36,11 +37,13 @@ TECHNIQUES = {
     "prune.heads": "mlflow_slim.techniques.prune_heads:PruneHeads",
     "prune.magnitude": "mlflow_slim.techniques.prune_magnitude:PruneMagnitude",
     "prune.vocabulary": "mlflow_slim.techniques.prune_vocabulary:PruneVocabulary",
+    "prune.wanda": "mlflow_slim.techniques.prune_wanda:PruneWanda",
     "prune.width": "mlflow_slim.techniques.prune_width:PruneWidth",
     "quantize.cast": "mlflow_slim.techniques.quantize_cast:QuantizeCast",
     "quantize.dynamic": "mlflow_slim.techniques.quantize_dynamic:QuantizeDynamic",
     "quantize.static": "mlflow_slim.techniques.quantize_static:QuantizeStatic",
     "quantize.weight_only": "mlflow_slim.techniques.quantize_weight_only:QuantizeWeightOnly",
+    "speculate.assistant": "mlflow_slim.techniques.speculate_assistant:SpeculateAssistant",
     "speculate.lookup": "mlflow_slim.techniques.speculate_lookup:SpeculateLookup",
 }
 

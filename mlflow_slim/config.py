@@ -149,6 +149,12 @@ class Generate(_Section):
     chat: bool | None = Field(
         None, description="Send a prompt as a user's message; default: where the model has a chat template."
     )
+    serve_as: Literal["text", "llm/v1/completions", "llm/v1/chat"] = Field(
+        "text", description="What the logged model answers with: a text, or OpenAI's dictionaries, as MLflow has them."
+    )
+    train_rows: int | None = Field(
+        None, ge=2, description="Training rows that are used, at most, at even steps; default: all."
+    )
     eval_rows: int = Field(
         64, ge=2, le=1_000_000, description="Validation and test rows that are used, at most, at even steps."
     )

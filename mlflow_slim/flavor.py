@@ -110,6 +110,12 @@ def _default_signature(exported: ExportedModel) -> ModelSignature:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
+    if exported.task == "text-generation" and (form := exported.spec.get("serve_as", "text")) != "text":
+        from mlflow.types import llm
+
+        kind = "CHAT" if form == "llm/v1/chat" else "COMPLETIONS"
+        inputs, outputs = (getattr(llm, f"{kind}_MODEL_{side}_SCHEMA") for side in ("INPUT", "OUTPUT"))
+        return ModelSignature(inputs=inputs, outputs=outputs)
     if exported.task == "text-generation":
         params = [ParamSpec("max_new_tokens", "long", None), ParamSpec("temperature", "double", 0.0)]
         params += [ParamSpec("top_p", "double", 1.0), ParamSpec("seed", "long", None)]
@@ -129,6 +135,10 @@ def _default_signature(exported: ExportedModel) -> ModelSignature:
 
 def _default_example(exported: ExportedModel) -> Any:
     if exported.task == "text-generation":
+        if exported.spec.get("serve_as") == "llm/v1/chat":
+            return {"messages": [{"role": "user", "content": "Name three colours."}], "max_tokens": 8}
+        if exported.spec.get("serve_as") == "llm/v1/completions":
+            return {"prompt": "Name three colours:", "max_tokens": 8}
         return ["Name three colours:"]
     if exported.spec.get("pair"):
         return [{"text": "This is one text.", "text_pair": "This is the other."}]
@@ -238,8 +248,9 @@ def save_model(
 
     model = Model() if mlflow_model is None else mlflow_model
     model.signature = signature or _default_signature(exported)
-    if metadata is not None:
-        model.metadata = dict(metadata)
+    form = exported.spec.get("serve_as", "text")
+    if metadata is not None or form != "text":  # MLflow's deployments look there for what a model answers
+        model.metadata = {**({"task": form} if form != "text" else {}), **(metadata or {})}
     _save_example(model, _default_example(exported) if input_example is None else input_example, str(path))
     model.add_flavor(
         FLAVOR_NAME,

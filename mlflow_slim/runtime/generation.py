@@ -18,6 +18,8 @@ from .bundle import Bundle
 from .decoders import Decoder
 from .prompts import PromptFile
 
+ASSISTANT = "assistant"
+"""Folder inside a bundle with the smaller model that guesses for it."""
 TEXT_BYTES = 8
 """Bytes kept of a written text for each token it may have."""
 _PROMPT_TOKENS = 64
@@ -144,6 +146,64 @@ def lookup(*, tokens: int, ngram: int) -> Guess:
     return guess
 
 
+class Drafting:
+    """Guesses what a smaller model writes; it keeps what that model has read of the text at hand.
+
+    Args:
+        decoder: The smaller model.
+        tokens: Most tokens to guess at a time.
+        size: Tokens there are; likelier ones beyond are none of the checking model's.
+    """
+
+    def __init__(self, decoder: Decoder, *, tokens: int, size: int | None = None) -> None:
+        self._decoder, self._tokens, self._size = decoder, tokens, size
+        self._cache: Any = None
+        self._held: list[int] = []
+
+    def __call__(self, history: Sequence[int], room: int) -> Sequence[int]:
+        same = 0
+        limit = min(len(self._held), len(history) - 1)  # the last token is read anew: its successor is wanted
+        while same < limit and self._held[same] == history[same]:
+            same += 1
+        if same == 0 or self._cache is None:
+            self._cache, same = self._decoder.begin(), 0
+        self._decoder.crop(self._cache, same)
+        pending, guessed = list(history[same:]), list[int]()
+        for _ in range(min(self._tokens, room)):
+            logits = self._decoder.step(np.array(pending, dtype=np.int64), self._cache, keep=1)
+            guessed.append(int(logits[0, : self._size].argmax()))
+            pending = guessed[-1:]
+        self._held = [*history, *guessed[:-1]]
+        return guessed
+
+
+def through_texts(draft: Drafting, ours: PromptFile, theirs: PromptFile, *, tokens: int) -> Guess:
+    """Guesses of a model with another vocabulary: texts go to it and come back.
+
+    Args:
+        draft: Guesses in the other model's tokens.
+        ours: Tokens of the model that checks.
+        theirs: Tokens of the one that guesses.
+        tokens: Most tokens to guess at a time.
+    """
+
+    def guess(history: Sequence[int], room: int) -> Sequence[int]:
+        text = ours.exact_text(history)
+        read = theirs.continuation(text)[0]
+        if not read:
+            return ()
+        more = theirs.exact_text([*read, *draft(read, tokens)])
+        if not more.startswith(text) or len(more) == len(text):
+            return ()
+        # Tokens at the seam depend on both sides of it, so that the text is encoded as a whole where that holds.
+        whole = ours.continuation(more)[0]
+        if whole[: len(history)] == list(history):
+            return whole[len(history) :][: min(tokens, room)]
+        return ours.continuation(more[len(text) :])[0][: min(tokens, room)]
+
+    return guess
+
+
 def write_on(
     decoder: Decoder,
     ids: Sequence[int],
@@ -207,9 +267,31 @@ def score(decoder: Decoder, ids: Sequence[int], start: int) -> tuple[np.ndarray,
     if not len(wanted):
         return np.zeros(0), np.zeros(0, dtype=np.int64)
     logits = decoder.step(np.array(ids[:-1], dtype=np.int64), decoder.begin(), keep=len(wanted))
+    return logits[np.arange(len(wanted)), wanted] - _totals(logits), logits.argmax(axis=1)
+
+
+def _totals(logits: np.ndarray) -> np.ndarray:
+    """Logarithm of the sum of the exponentials of each row, float64."""
     highest = logits.max(axis=1)
-    total = highest + np.log(np.exp(logits - highest[:, None]).sum(axis=1, dtype=np.float64))
-    return logits[np.arange(len(wanted)), wanted] - total, logits.argmax(axis=1)
+    totals: np.ndarray = highest + np.log(np.exp(logits - highest[:, None]).sum(axis=1, dtype=np.float64))
+    return totals
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer with its tokens.
+
+    Attributes:
+        text: What was written, without the end token and any stop text.
+        prompt_tokens: Tokens that were read.
+        new_tokens: Tokens that were written, the end token included.
+        cut: True when the limit of tokens ended it.
+    """
+
+    text: str
+    prompt_tokens: int
+    new_tokens: int
+    cut: bool
 
 
 class TextGenerator:
@@ -232,6 +314,10 @@ class TextGenerator:
 
     def __repr__(self) -> str:
         return f"TextGenerator(backend={self.bundle.backend!r}, threads={self.threads})"
+
+    def guess(self, history: Sequence[int], room: int) -> Sequence[int]:
+        """What is guessed to follow, at most so many tokens; nothing where guessing is off."""
+        return self._guess(history, room) if self._guess is not None else ()
 
     def encode(self, inputs: Sequence[Any]) -> dict[str, np.ndarray]:
         """Tokens of the prompts, ``input_ids`` ``(rows, tokens)``, padded behind with -1."""
@@ -257,6 +343,25 @@ class TextGenerator:
         """Seconds from the start until each token of the first prompt's answer was there, ``(tokens,)``."""
         start = time.perf_counter()
         return np.array([time.perf_counter() - start for _ in self.tokens(batch["input_ids"][0])])
+
+    def distributions(self, inputs: Sequence[Any], *, places: int) -> list[np.ndarray]:
+        """Log-probabilities of all tokens at the scored places of each row, ``(places, vocabulary)`` float32.
+
+        Args:
+            inputs: Rows with a text each.
+            places: Most places of a row, its first ones.
+        """
+        found = []
+        for prompt, text in inputs:
+            ids, start, _ = self._whole(prompt, text)
+            count = min(places, len(ids) - start)
+            if count < 1:
+                continue
+            logits = self._decoder.step(
+                np.array(ids[: start + count - 1], dtype=np.int64), self._decoder.begin(), keep=count
+            )
+            found.append((logits - _totals(logits)[:, None]).astype(np.float32))
+        return found
 
     def scores(self, inputs: Sequence[Any]) -> np.ndarray:
         """As `predict`, and nothing is written."""
@@ -298,16 +403,39 @@ class TextGenerator:
         """
         return "".join(self.stream(prompt, writing, count=count))
 
+    def reply(self, prompt: Any, writing: Writing) -> Reply:
+        """The same text with the tokens that were read and written."""
+        counted: list[int] = []
+        text = "".join(self.stream(prompt, writing, written=counted))
+        read = len(self._start((prompt, ""), writing.max_new_tokens))
+        ended = bool(counted) and counted[-1] in self._prompts.end_ids
+        stopped = any(stop in self._prompts.text(counted) for stop in writing.stop)
+        return Reply(text, read, len(counted), cut=not ended and not stopped)
+
     def stream(
-        self, prompt: Any, writing: Writing, *, count: Callable[[int, int], None] | None = None
+        self,
+        prompt: Any,
+        writing: Writing,
+        *,
+        count: Callable[[int, int], None] | None = None,
+        written: list[int] | None = None,
     ) -> Iterator[str]:
-        """The same text in pieces, each as soon as it is sure; a stop text is never part of one."""
+        """The same text in pieces, each as soon as it is sure; a stop text is never part of one.
+
+        Args:
+            prompt: A text or messages.
+            writing: How.
+            count: As in `write_on`.
+            written: Every token is put into it as it comes, an end token too.
+        """
         ids = self._start((prompt, ""), writing.max_new_tokens)
         new: list[int] = []
         sent = ""
         longest = max(map(len, writing.stop), default=0)
         tokens = write_on(self._decoder, ids, writing, self._prompts.end_ids, guess=self._guess, count=count)
         for token in tokens:
+            if written is not None:
+                written.append(token)
             if token in self._prompts.end_ids and not writing.ignore_end:
                 break
             new.append(token)

@@ -13,7 +13,7 @@ from . import openvino_engine, tasks
 from .bundle import Bundle, BundleError, read_bundle
 from .decoders import Decoder, OnnxDecoder, TorchDecoder
 from .encoder import TokenizerFile
-from .generation import TextGenerator, lookup
+from .generation import ASSISTANT, Drafting, TextGenerator, lookup, through_texts
 from .onnx_engine import MODEL, OnnxEngine
 from .prompts import PromptFile
 from .torch_engine import TorchEngine, load_model, to_int8, transformers_encoder
@@ -135,17 +135,36 @@ def _open_encoder(bundle: Bundle, task: ModuleType, threads: int, device: str) -
 
 def _open_generator(bundle: Bundle, task: ModuleType, threads: int, device: str) -> TextGenerator | None:
     """A language model."""
-    prompts = PromptFile(bundle.directory / "tokenizer.json", bundle.inputs, chat=bool(bundle.spec.get("chat")))
-    options = bundle.content.get("engine", {}).get("lookup")
-    guess = lookup(**options) if options else None
-    decoder: Decoder
-    if bundle.backend == "onnxruntime":
-        decoder = OnnxDecoder(bundle.directory / MODEL, threads=threads)
-    elif bundle.backend == "torch":
-        decoder = TorchDecoder(_torch_model(bundle, task, device)[0], threads=threads)
-    else:
+    decoder = _decoder(bundle, task, threads, device)
+    if decoder is None:
         return None
+    prompts = _prompts(bundle)
+    engine = bundle.content.get("engine", {})
+    guess = lookup(**engine["lookup"]) if "lookup" in engine else None
+    if (options := engine.get("assistant")) is not None:
+        other = read_bundle(bundle.directory / ASSISTANT, verify=False)  # the manifest of the whole covers it
+        smaller = _decoder(other, task, threads, device)
+        if smaller is None:
+            return None
+        draft = Drafting(smaller, tokens=options["tokens"], size=prompts.size if options["same_vocabulary"] else None)
+        guess = (
+            draft
+            if options["same_vocabulary"]
+            else through_texts(draft, prompts, _prompts(other), tokens=options["tokens"])
+        )
     return TextGenerator(bundle, prompts, decoder, threads, guess=guess)
+
+
+def _prompts(bundle: Bundle) -> PromptFile:
+    return PromptFile(bundle.directory / "tokenizer.json", bundle.inputs, chat=bool(bundle.spec.get("chat")))
+
+
+def _decoder(bundle: Bundle, task: ModuleType, threads: int, device: str) -> Decoder | None:
+    if bundle.backend == "onnxruntime":
+        return OnnxDecoder(bundle.directory / MODEL, threads=threads)
+    if bundle.backend == "torch":
+        return TorchDecoder(_torch_model(bundle, task, device)[0], threads=threads)
+    return None
 
 
 def _torch_model(bundle: Bundle, task: ModuleType, device: str) -> tuple[Any, str | None]:

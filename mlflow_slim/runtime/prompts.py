@@ -60,6 +60,7 @@ class PromptFile:
         self._template: str | None = inputs.get("chat_template")
         self._special = dict(inputs.get("special", {}))
         self._chat = chat
+        self.size = int(self._tokenizer.get_vocab_size())
         self.end_ids = frozenset(int(token) for token in inputs.get("end_ids", ()))
 
     def prompt(self, prompt: str | Sequence[Mapping[str, Any]]) -> list[int]:
@@ -87,3 +88,7 @@ class PromptFile:
     def text(self, ids: Sequence[int]) -> str:
         """The text of tokens, special tokens left out."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def exact_text(self, ids: Sequence[int]) -> str:
+        """The text of tokens with all special ones."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))

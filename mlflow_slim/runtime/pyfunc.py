@@ -56,12 +56,13 @@ def serving_threads(model_config: Mapping[str, Any] | None = None) -> int:
     return threads or available_cpus()
 
 
-def rows_of(data: Any, names: Sequence[str] = ("text", "text_pair")) -> list[Any]:
+def rows_of(data: Any, names: Sequence[str] = ("text", "text_pair"), options: Sequence[str] = ()) -> list[Any]:
     """Rows of any input form, each a value, a pair or a dict.
 
     Args:
         data: What MLflow was given.
         names: Columns that a table may have; any one column does, too.
+        options: Further columns that a table may have beside these.
 
     >>> rows_of("one"), rows_of(["one", "two"]), rows_of({"text": ["a", "b"], "text_pair": ["c", "d"]})
     (['one'], ['one', 'two'], [{'text': 'a', 'text_pair': 'c'}, {'text': 'b', 'text_pair': 'd'}])
@@ -80,6 +81,7 @@ def rows_of(data: Any, names: Sequence[str] = ("text", "text_pair")) -> list[Any
             ):
                 # mlflow's pyfunc makes one row of lists from {"text": [...], "text_pair": [...]}, its server does not
                 data = pd.DataFrame({name: list(data[name].iloc[0]) for name in columns})
+            columns += [name for name in options if name in data.columns]
             return [dict(zip(columns, row, strict=True)) for row in data[columns].itertuples(index=False, name=None)]
         if data.shape[1] != 1:
             found = ", ".join(map(str, data.columns))
@@ -88,8 +90,9 @@ def rows_of(data: Any, names: Sequence[str] = ("text", "text_pair")) -> list[Any
     if isinstance(data, np.ndarray):
         return list(data.tolist()) if data.ndim else [data.item()]
     if isinstance(data, Mapping):
-        if any(isinstance(value, (list, tuple, np.ndarray)) for name, value in data.items() if name != "messages"):
-            return rows_of(pd.DataFrame(dict(data)), names)
+        whole = ("messages", *options)  # lists that belong to one row
+        if any(isinstance(value, (list, tuple, np.ndarray)) for name, value in data.items() if name not in whole):
+            return rows_of(pd.DataFrame(dict(data)), names, options)
         return [data]
     if isinstance(data, (list, tuple)):
         return list(data)
@@ -113,7 +116,7 @@ class Served:
         Raises:
             ValueError: A row is not what the task takes; the message names it.
         """
-        rows = self._task.check_rows(rows_of(data, self._task.COLUMNS), self.predictor.bundle.spec)
+        rows = self._task.check_rows(rows_of(data, self._task.COLUMNS, self._task.OPTIONS), self.predictor.bundle.spec)
         return self._task.respond(self.predictor, rows, params or {})
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..artifact import OptimizedModel
-from ..chat import chat_inputs
+from ..chat import prompt_file
 from ..errors import DataError, MissingDependency, ModelError
 from ..interfaces import Changes, Split, TaskData
 
@@ -31,6 +31,8 @@ __all__ = ["TASK", "TextGeneration"]
 _MAX_LENGTH = 512
 """Tokens of prompt and text where the user says nothing: far below what most models take, and what CPUs can do."""
 _PLACEHOLDER = "{text}"
+_SLICE_ROWS = 15
+"""Smaller parts of the rows show chance."""
 _TEXT_METRICS = {"rouge_score": "rouge-score", "sacrebleu": "sacrebleu"}
 
 
@@ -68,16 +70,22 @@ class TextGeneration:
             raise DataError(f"generate.prompt has no {_PLACEHOLDER} in it: {template!r:.80}. Say where the text goes.")
         if prompted and asked["max_new_tokens"]:
             _check_text_metrics()
-        rows = asked.get("eval_rows")
+        rows = {"train": asked.get("train_rows")}
         splits = {
-            name: _split(name, frame if name == "train" else _thin(frame, rows), template, prompted=prompted)
+            name: _split(name, _thin(frame, rows.get(name, asked.get("eval_rows"))), template, prompted=prompted)
             for name, frame in (("train", tables.train), ("validation", tables.validation), ("test", tables.test))
         }
-        own = {"pair": True, "prompted": prompted, "chat": asked.get("chat"), "max_new_tokens": asked["max_new_tokens"]}
+        own = {
+            "pair": True,
+            "prompted": prompted,
+            "chat": asked.get("chat"),
+            "max_new_tokens": asked["max_new_tokens"],
+            "serve_as": asked.get("serve_as", "text"),
+        }
         if not prompted:
             own["chat"] = False  # a text alone is nobody's message
         if spec is not None:
-            own |= {key: spec[key] for key in ("chat", "max_new_tokens")}
+            own |= {key: spec[key] for key in ("chat", "max_new_tokens", "serve_as") if key in spec}
         return TaskData(tables.name, tables.source, spec=own, report=tables.report, **splits)
 
     def load_model(self, directory: Path, data: TaskData, *, max_length: int | None, seed: int) -> OptimizedModel:  # noqa: ARG002
@@ -131,6 +139,10 @@ class TextGeneration:
         chat = data.spec["chat"]
         if chat and not tokenizer.chat_template:
             raise ModelError("generate.chat is true, and the model has no chat template. Leave it out.")
+        if data.spec["serve_as"] == "llm/v1/chat" and not tokenizer.chat_template:
+            raise ModelError(
+                "generate.serve_as is llm/v1/chat, and the model has no chat template. Write llm/v1/completions."
+            )
         spec = {
             **data.spec,
             "chat": bool(tokenizer.chat_template) if chat is None else bool(chat),
@@ -143,7 +155,7 @@ class TextGeneration:
 
     def encode(self, processor: Any, inputs: Sequence[Any], spec: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Tokens of prompt, text and end, with ``labels`` that are -100 where nothing is to be learned: the prompt."""
-        prompts = _prompt_file(processor, spec)
+        prompts = prompt_file(processor, spec)
         rows = []
         for prompt, text in inputs:
             before = prompts.prompt(prompt)
@@ -174,7 +186,7 @@ class TextGeneration:
 
         bundle = Bundle(Path(), "torch", self.name, spec, {}, {})
         decoder = TorchDecoder(model, threads=torch.get_num_threads())
-        scorer = TextGenerator(bundle, _prompt_file(processor, spec), decoder, torch.get_num_threads())
+        scorer = TextGenerator(bundle, prompt_file(processor, spec), decoder, torch.get_num_threads())
         return scorer.scores(inputs)
 
     def quality(self, outputs: np.ndarray, references: np.ndarray, spec: Mapping[str, Any]) -> dict[str, float]:
@@ -283,7 +295,42 @@ class TextGeneration:
             }
             for row in worst
         ]
-        return Changes(metrics, tags, {"broken_rows": table})
+        slices = self._slices(before, after, split)
+        if slices:
+            metrics["worst_slice_delta"] = slices[0]["delta"]
+            tags["slim.quality.worst_slice"] = f"{slices[0]['name']} ({slices[0]['n']} rows)"
+        return Changes(metrics, tags, {"broken_rows": table, "slices": slices})
+
+    def _slices(self, before: Answers, after: Answers, split: Split) -> list[dict[str, Any]]:
+        """Change of the log-likelihood a token in parts of the rows, the worst first, each with a 90 % interval.
+
+        Parts are quarters by length of the prompt (of the text, where it stands alone) and values of the user's
+        columns. The intervals are of each part alone: of twenty, two miss by chance.
+        """
+        import numpy as np
+
+        from ..measurement.fidelity import row_slices
+        from ..measurement.stats import ratio_difference
+
+        keys = [prompt or text for prompt, text in split.inputs]
+        found = []
+        for name, here in row_slices(keys, split.frame, {"text", "label"}).items():
+            if here.sum() < _SLICE_ROWS or not before.tokens[here].sum():
+                continue
+            sums = (before.log_likelihood[here], after.log_likelihood[here], before.tokens[here])
+            change = ratio_difference(*sums, confidence=0.90)
+            found.append(
+                {
+                    "name": name,
+                    "n": int(here.sum()),
+                    "baseline_log_likelihood": float(np.sum(sums[0]) / np.sum(sums[2])),
+                    "candidate_log_likelihood": float(np.sum(sums[1]) / np.sum(sums[2])),
+                    "delta": change.value,
+                    "delta_lo": change.lo,
+                    "delta_hi": change.hi,
+                }
+            )
+        return sorted(found, key=lambda part: (part["delta"], -part["n"]))
 
     def correct(self, outputs: np.ndarray, references: np.ndarray, spec: Mapping[str, Any]) -> np.ndarray:  # noqa: ARG002
         """``(rows,)`` bool: every token of the right text was the likeliest."""
@@ -325,18 +372,6 @@ def _answers(outputs: np.ndarray, spec: Mapping[str, Any]) -> Answers:
     from ..runtime.generation import unpack
 
     return unpack(outputs, spec)
-
-
-def _prompt_file(tokenizer: Any, spec: Mapping[str, Any]) -> Any:
-    """A transformers tokenizer as the runtime encodes with it."""
-    import tempfile
-
-    from ..runtime.prompts import PromptFile
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "tokenizer.json"
-        tokenizer.backend_tokenizer.save(str(path))
-        return PromptFile(path, chat_inputs(tokenizer), chat=bool(spec.get("chat")))
 
 
 def _thin(frame: pd.DataFrame, rows: int | None) -> pd.DataFrame:

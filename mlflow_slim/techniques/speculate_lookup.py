@@ -7,23 +7,15 @@ arXiv:2211.17192, for the checking.
 
 from __future__ import annotations
 
-import shutil
-import time
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from .. import bundle
 from ..artifact import OptimizedModel, StepRecord
-from ..errors import ExportError, ModelError
-from ..interfaces import Backend, Context
-from ..runtime import tasks
+from ..interfaces import Context
+from ..speculation import check_writes, speculate
 
 __all__ = ["SpeculateLookup"]
-
-_PROMPTS = 8
-_SHOWN = 5
 
 
 class SpeculateLookup(BaseModel):
@@ -42,10 +34,7 @@ class SpeculateLookup(BaseModel):
 
     def check(self, source: OptimizedModel) -> None:
         """Raises when the model writes nothing."""
-        if tasks.find(source.task).KIND != "generator":
-            raise ModelError(f"speculate.lookup is for models that write texts, not for {source.task}. Leave it out.")
-        if not int(source.spec["max_new_tokens"]):
-            raise ModelError("speculate.lookup needs answers. Write generate.max_new_tokens of 1 or more.")
+        check_writes(source, self.name)
 
     def apply(self, source: OptimizedModel, context: Context) -> OptimizedModel:
         """``source`` as it is, in folders that are run with guessing.
@@ -55,49 +44,6 @@ class SpeculateLookup(BaseModel):
             ExportError: With guessing, the model writes something else.
         """
         self.check(source)
-        builds: dict[str, Path] = {}
-        notes: dict[str, Any] = {}
-        for name, backend in context.backends.items():
-            folder = context.workdir / name
-            if source.builds:
-                shutil.copytree(source.builds[name], folder)
-            else:
-                backend.export(source, folder, context.data.validation.inputs[: context.task.check_rows])
-            notes[name] = self._compare(backend, folder, context)
-            builds[name] = folder
+        engine = {"lookup": {"tokens": self.tokens, "ngram": self.ngram}}
+        builds, notes = speculate(source, context, lambda _, __: engine)
         return source.after(StepRecord(self.name, self.model_dump(mode="json"), notes), source.model, builds=builds)
-
-    def _compare(self, backend: Backend, folder: Path, context: Context) -> dict[str, Any]:
-        """Turns guessing on in ``folder``, having seen that it changes no token; what it did to passes and time."""
-        plain: Any = backend.load(folder, threads=context.threads)
-        bundle.set_engine(folder, {"lookup": {"tokens": self.tokens, "ngram": self.ngram}})
-        guessing: Any = backend.load(folder, threads=context.threads)
-        guessed = right = passes = written = 0
-        seconds = [0.0, 0.0]
-
-        def count(asked: int, kept: int) -> None:
-            nonlocal guessed, right, passes
-            guessed, right, passes = guessed + asked, right + kept, passes + 1
-
-        for row in context.data.validation.inputs[:_PROMPTS]:
-            ids = plain.encode([row])["input_ids"][0]
-            tokens = []
-            for place, (model, told) in enumerate(((plain, None), (guessing, count))):
-                start = time.perf_counter()
-                tokens.append(list(model.tokens(ids, count=told)))
-                seconds[place] += time.perf_counter() - start
-            if tokens[0] != tokens[1]:
-                at = next(i for i, (one, other) in enumerate(zip(*tokens, strict=True)) if one != other)
-                raise ExportError(
-                    f"With guessing, {backend.name} writes other tokens from place {at} on: "
-                    f"{tokens[1][at : at + _SHOWN]} and not {tokens[0][at : at + _SHOWN]}. Checking several tokens in "
-                    "one pass rounds otherwise than one by one, so the promise of the same text can't be kept."
-                )
-            written += len(tokens[0])
-        return {
-            "guessed": guessed,
-            "acceptance_rate": round(right / guessed, 4) if guessed else 0.0,
-            "tokens_per_pass": round(written / max(passes, 1), 3),
-            "speedup_on_validation": round(seconds[0] / seconds[1], 3),
-            "identical_prompts": len(context.data.validation.inputs[:_PROMPTS]),
-        }

@@ -19,6 +19,7 @@ LIBRARY_CLASS = "AutoModelForSequenceClassification"
 OUTPUT = "logits"
 KIND = "encoder"
 COLUMNS = ("text", "text_pair")
+OPTIONS = ()
 _BATCH_SIZE = 32
 
 

@@ -1,11 +1,13 @@
 """text-generation: prompts or chats in, texts out, as ``mlflow.transformers`` gives them.
 
 A prompt is answered with the text that follows it, without the prompt. A chat, a list of messages, is answered with
-the assistant's text.
+the assistant's text. Logged as ``llm/v1/completions`` or ``llm/v1/chat`` a model answers with OpenAI's dictionaries.
 """
 
 from __future__ import annotations
 
+import time
+import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +17,20 @@ LIBRARY_CLASS = "AutoModelForCausalLM"
 OUTPUT = "logits"
 KIND = "generator"
 COLUMNS = ("prompt", "messages")
-_PARAMS = {"max_new_tokens", "max_tokens", "temperature", "top_p", "seed", "stop"}
+OPTIONS = ("max_new_tokens", "max_tokens", "temperature", "top_p", "seed", "stop")
+"""Columns and keys that say how a row is answered; parameters of a call have the same names."""
+FORMS = ("text", "llm/v1/completions", "llm/v1/chat")
+"""What an answer is: a text, or a dictionary as OpenAI's API has it."""
+_ONLY = {
+    "n": (1,),
+    "stream": (False,),
+    "top_k": (),
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "tools": ([],),
+    "custom_inputs": ({},),
+}
+"""Further keys of OpenAI's requests, and the values that ask for nothing that isn't done here."""
 
 
 def _check_messages(messages: Sequence[Any], where: str) -> list[dict[str, str]]:
@@ -30,10 +45,10 @@ def _check_messages(messages: Sequence[Any], where: str) -> list[dict[str, str]]
 
 
 def check_rows(rows: Sequence[Any], spec: Mapping[str, Any]) -> list[Any]:  # noqa: ARG001 - as of every task
-    """Rows as the model takes them: prompts, or lists of messages.
+    """Rows as ``(prompt or messages, options of its own)``.
 
     Args:
-        rows: Strings, ``{"prompt": ...}``, ``{"messages": [...]}`` or lists of messages.
+        rows: Strings, ``{"prompt": ...}``, ``{"messages": [...]}`` (both with `OPTIONS`) or lists of messages.
         spec: Nothing in it matters here.
 
     Raises:
@@ -46,18 +61,24 @@ def check_rows(rows: Sequence[Any], spec: Mapping[str, Any]) -> list[Any]:  # no
     checked: list[Any] = []
     for number, row in enumerate(rows):
         where = f"row {number}"
+        own: dict[str, Any] = {}
         if isinstance(row, Mapping) and "role" not in row:
-            given = [name for name in COLUMNS if row.get(name) is not None]
-            if len(given) != 1 or row.keys() - set(COLUMNS):
+            row = {name: value for name, value in row.items() if not _is_missing(value)}
+            given = [name for name in COLUMNS if name in row]
+            if len(given) != 1 or row.keys() - {*COLUMNS, *OPTIONS, *_ONLY}:
                 known = f"has the keys {sorted(map(str, row))}"
                 raise ValueError(f"{where} {known}. Send a text, or one of: prompt, messages.")
+            for name in _ONLY.keys() & row.keys():
+                if row[name] not in _ONLY[name]:
+                    raise ValueError(f"{where} asks for {name}={row[name]!r:.40}, which isn't done here. Leave it out.")
+            own = {name: row[name] for name in OPTIONS if name in row}
             row = row[given[0]]
         if hasattr(row, "tolist"):
             row = row.tolist()
         if isinstance(row, (list, tuple)):
-            checked.append(_check_messages(row, where))
+            checked.append((_check_messages(row, where), own))
         elif isinstance(row, str) and row.strip():
-            checked.append(row)
+            checked.append((row, own))
         elif isinstance(row, str):
             raise ValueError(f"{where} is an empty prompt. Leave the row out or give it a text.")
         elif row is None or row != row:
@@ -74,9 +95,10 @@ def writing(spec: Mapping[str, Any], params: Mapping[str, Any]) -> Writing:
         ValueError: A value is out of its range, or a name is unknown.
     """
     given = {name: value for name, value in params.items() if value is not None}
-    if unknown := sorted(given.keys() - _PARAMS):
-        raise ValueError(f"Unknown params {unknown}. Known: {', '.join(sorted(_PARAMS))}.")
+    if unknown := sorted(given.keys() - set(OPTIONS)):
+        raise ValueError(f"Unknown params {unknown}. Known: {', '.join(sorted(OPTIONS))}.")
     stop = given.get("stop", ())
+    stop = stop.tolist() if hasattr(stop, "tolist") else stop
     limit = given.get("max_new_tokens", given.get("max_tokens", spec["max_new_tokens"] or 32))
     return Writing(
         max_new_tokens=int(limit),
@@ -87,8 +109,8 @@ def writing(spec: Mapping[str, Any], params: Mapping[str, Any]) -> Writing:
     )
 
 
-def respond(model: TextGenerator, rows: Sequence[Any], params: Mapping[str, Any]) -> list[str]:
-    """One text a row.
+def respond(model: TextGenerator, rows: Sequence[Any], params: Mapping[str, Any]) -> list[Any]:
+    """One text a row, or one dictionary in the form that the model was logged for.
 
     Args:
         model: Answers.
@@ -98,5 +120,35 @@ def respond(model: TextGenerator, rows: Sequence[Any], params: Mapping[str, Any]
     Raises:
         ValueError: A parameter is out of its range, or a chat is sent to a model without a chat template.
     """
-    how = writing(model.bundle.spec, params)
-    return [model.answer(row, how) for row in rows]
+    spec = model.bundle.spec
+    form = spec.get("serve_as", "text")
+    asked = [(prompt, writing(spec, {**params, **own})) for prompt, own in rows]
+    if form == "text":
+        return [model.answer(prompt, how) for prompt, how in asked]
+    return [_as_openai(model, prompt, how, form) for prompt, how in asked]
+
+
+def _as_openai(model: TextGenerator, prompt: Any, how: Writing, form: str) -> dict[str, Any]:
+    """The answer as ``mlflow.transformers`` gives it for the same form."""
+    reply = model.reply(prompt, how)
+    choice: dict[str, Any] = {"index": 0, "finish_reason": "length" if reply.cut else "stop"}
+    if form == "llm/v1/chat":
+        choice["message"] = {"role": "assistant", "content": reply.text}
+    else:
+        choice["text"] = reply.text
+    return {
+        "id": str(uuid.uuid4()),
+        "object": "chat.completion" if form == "llm/v1/chat" else "text_completion",
+        "created": int(time.time()),
+        "model": "",
+        "choices": [choice],
+        "usage": {
+            "prompt_tokens": reply.prompt_tokens,
+            "completion_tokens": reply.new_tokens,
+            "total_tokens": reply.prompt_tokens + reply.new_tokens,
+        },
+    }
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and value != value)
