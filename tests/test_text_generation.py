@@ -282,8 +282,9 @@ def test_what_cannot_be_asked_for(params: dict[str, Any], message: str) -> None:
 
 def test_rows_that_can_be_served() -> None:
     chat = [{"role": "user", "content": "hi"}]
-    assert served.check_rows(["a", {"prompt": "b"}, {"messages": chat}], {}) == ["a", "b", chat]
-    assert served.check_rows(chat, {}) == [chat]
+    rows = ["a", {"prompt": "b", "temperature": 0.5, "stop": ["x"], "n": 1, "stream": None}, {"messages": chat}]
+    assert served.check_rows(rows, {}) == [("a", {}), ("b", {"temperature": 0.5, "stop": ["x"]}), (chat, {})]
+    assert served.check_rows(chat, {}) == [(chat, {})]
     for row, message in (
         ("  ", "row 0 is an empty prompt"),
         (None, "row 0 has no prompt"),
@@ -292,11 +293,43 @@ def test_rows_that_can_be_served() -> None:
         ({"messages": []}, "row 0 has no messages"),
         ({"messages": [{"role": "user", "content": 3}]}, "content is no text"),
         ({"messages": [{"content": "x"}]}, "without a role"),
+        ({"prompt": "a", "n": 2}, "asks for n=2, which isn't done here"),
+        ({"prompt": "a", "stream": True}, "asks for stream=True"),
     ):
         with pytest.raises(ValueError, match=message):
             served.check_rows([row], {})
     with pytest.raises(ValueError, match="no rows"):
         served.check_rows([], {})
+
+
+@pytest.mark.parametrize("form", ["llm/v1/chat", "llm/v1/completions"])
+def test_a_model_answers_as_openai_does_when_it_is_logged_so(form: str, tmp_path: Path, store: Any) -> None:
+    """Through MLflow's own signature and loading, with the request that its server hands on."""
+    import mlflow
+
+    from mlflow_slim import flavor
+
+    inputs = load(tmp_path, generate={"max_new_tokens": 8, "eval_rows": 8, "serve_as": form})
+    assert inputs.source is not None
+    backend: Any = load_backend("torch")
+    exported = backend.export(inputs.source, tmp_path / "out", inputs.data.validation.inputs[:2])
+    flavor.save_model(exported, tmp_path / "saved")
+    model = mlflow.pyfunc.load_model(str(tmp_path / "saved"))
+    assert model.metadata.metadata == {"task": form}
+    chat = form == "llm/v1/chat"
+    prompt = {"messages": [{"role": "user", "content": "the fox"}]} if chat else {"prompt": "the fox"}
+    (found,) = model.predict({**prompt, "max_tokens": 5, "temperature": 0.0, "stop": ["zzz"]})
+    assert found["object"] == ("chat.completion" if chat else "text_completion")
+    (choice,) = found["choices"]
+    text = choice["message"]["content"] if chat else choice["text"]
+    plain = backend.load(exported.directory, threads=1)
+    asked = prompt["messages"] if chat else prompt["prompt"]
+    reply = plain.reply(asked, Writing(5))
+    assert text == reply.text == plain.answer(asked, Writing(5))
+    assert choice["finish_reason"] == ("length" if reply.cut else "stop")
+    usage = found["usage"]
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+    assert usage["completion_tokens"] <= 5
 
 
 def test_written_texts_are_scored_as_the_papers_say() -> None:
@@ -421,6 +454,39 @@ class TestOnnx:
         notes = strict.lineage[-1].notes
         held = notes["onnxruntime"].get("calibration_drop", 1) <= 0
         assert held or "caution" in notes
+
+    @pytest.mark.parametrize("same", [True, False])
+    def test_a_smaller_model_guesses_and_changes_no_token(self, lm: Inputs, same: bool, tmp_path: Path) -> None:
+        """The model itself as its own assistant is always right; one with other tokens guesses through texts."""
+        from mlflow_slim.techniques.speculate_assistant import SpeculateAssistant
+
+        assert lm.source is not None
+        helper = lm.source
+        if not same:
+            other = load(tmp_path, model=make_language_model(tmp_path / "other", seed=5)).source
+            assert other is not None
+            other.processor.add_tokens(["the quick"])
+            other.model.resize_token_embeddings(len(other.processor))
+            helper = other
+        context = replace(context_of(lm, tmp_path, "torch", "onnxruntime"), load_model=lambda _: helper)
+        fast = SpeculateAssistant(assistant="small", tokens=3).apply(lm.source, context)
+        notes = fast.lineage[-1].notes
+        assert notes["same_vocabulary"] == same
+        for name in ("torch", "onnxruntime"):
+            if same:
+                assert notes[name]["acceptance_rate"] == 1
+                assert notes[name]["tokens_per_pass"] > 2
+            assert notes[name]["cost_of_a_guess"] > 0
+            backend: Any = load_backend(name)
+            plain, guessing = (
+                backend.load(
+                    backend.export(one, tmp_path / f"{name}-{kind}", lm.data.test.inputs[:2]).directory, threads=1
+                )
+                for kind, one in (("plain", lm.source), ("guessing", fast))
+            )
+            batch = plain.encode(lm.data.test.inputs)
+            assert (plain.forward(batch) == guessing.forward(batch)).all()
+        assert (tmp_path / "torch-guessing" / "assistant" / "slim.json").is_file()
 
     def test_guessing_follows_quantizing_and_writes_the_same(self, lm: Inputs, tmp_path: Path) -> None:
         from mlflow_slim.techniques.quantize_weight_only import QuantizeWeightOnly
@@ -552,8 +618,8 @@ def test_guessing_is_refused_for_classifiers_and_silent_models(lm: Inputs) -> No
 
 
 def test_techniques_of_encoders_are_refused_before_any_work() -> None:
-    with pytest.raises(ConfigError, match=r"steps\[0\] 'distill.logits' isn't done for language models"):
-        Recipe.load({"task": "text-generation", "steps": ["distill.logits", "finetune.full"]})
+    with pytest.raises(ConfigError, match=r"steps\[0\] 'distill.hidden' isn't done for language models"):
+        Recipe.load({"task": "text-generation", "steps": ["distill.hidden", "finetune.full"]})
 
 
 def test_nothing_but_guessing_may_follow_quantizing() -> None:

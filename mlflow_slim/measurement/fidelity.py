@@ -237,20 +237,42 @@ def make_slices(
     slices: dict[str, Bools] = {}
     if n == 0:
         return slices
-    lengths = np.array([sum(len(part) for part in _texts(x)) for x in inputs])
-    quarter = np.searchsorted(np.quantile(lengths, [0.25, 0.5, 0.75]), lengths, side="left")
-    for q in np.unique(quarter):
-        here = quarter == q
-        slices[f"length: {lengths[here].min()} to {lengths[here].max()} characters"] = here
+    slices |= _length_slices(inputs)
     for i, label in enumerate(labels):
         slices[_free(f"label: {label}", slices)] = r[:, i] == 1 if multi_label else r == i
     if has_scores(baseline_logits):
         sure = confidence(baseline_logits, multi_label=multi_label)
         slices["confidence: less sure half of the baseline"] = sure <= np.median(sure)
     if frame is not None:
-        for column, value, here in _column_values(frame, exclude):
-            slices[_free(f"column {column}: {value}", slices)] = here
+        slices |= column_slices(frame, exclude, taken=slices)
     return slices
+
+
+def _length_slices(inputs: Sequence[Any]) -> dict[str, Bools]:
+    lengths = np.array([sum(len(part) for part in _texts(x)) for x in inputs])
+    quarter = np.searchsorted(np.quantile(lengths, [0.25, 0.5, 0.75]), lengths, side="left")
+    parts = [quarter == q for q in np.unique(quarter)]
+    return {f"length: {lengths[here].min()} to {lengths[here].max()} characters": here for here in parts}
+
+
+def column_slices(frame: pd.DataFrame, exclude: Collection[str], *, taken: Collection[str] = ()) -> dict[str, Bools]:
+    """Every value of the user's columns that have 2 to 20 of them, ``(rows,)`` bool each.
+
+    Args:
+        frame: The user's columns.
+        exclude: Columns to leave out.
+        taken: Names that are in use.
+    """
+    found: dict[str, Bools] = {}
+    for column, value, here in _column_values(frame, exclude):
+        found[_free(f"column {column}: {value}", {*taken, *found})] = here
+    return found
+
+
+def row_slices(inputs: Sequence[Any], frame: pd.DataFrame, exclude: Collection[str]) -> dict[str, Bools]:
+    """Parts of rows whose answers are no classes: quarters by length, and the values of the user's columns."""
+    parts = _length_slices(inputs)
+    return {**parts, **column_slices(frame, exclude, taken=parts)}
 
 
 def measure_slices(

@@ -27,6 +27,7 @@ from .carbon import NO_INTENSITY, CarbonIntensity, emissions, gco2e_per_1k_sampl
 from .energy import EnergyMeter
 from .energy_comparison import ArmEnergy, EnergyComparison, compare_energy
 from .host import Readiness, measure_slot, quiet_wait, watch
+from .language import ROWS, divergences, misspelt
 from .quality_report import headline, quality_report
 from .report import Report
 from .size import folder_size
@@ -43,6 +44,16 @@ QUICK = 0.25
 """Share of the time budgets that a quick measurement has."""
 COPIES, QUICK_COPIES = 8, 4
 """How often every point is loaded for timing. One load differs from the next by 1 to 2 % for as long as it lasts."""
+
+
+_PLACES = 64
+"""Places of a row at which whole distributions are compared, at most."""
+_PER_TOKEN = {
+    "energy/wh_per_1k_samples": "energy/wh_per_1k_tokens",
+    "emissions/gco2e_per_1k_samples": "emissions/gco2e_per_1k_tokens",
+    "cost/usd_per_1m_samples": "cost/usd_per_1m_tokens",
+    "optimize/break_even_samples": "optimize/break_even_tokens",
+}
 
 
 @dataclass(frozen=True)
@@ -130,6 +141,8 @@ def measure_points(points: Sequence[ExportedModel], session: Session) -> list[Re
         settings = getattr(predictor, "settings", {})
         sheet.params.update({f"slim.engine.{name}": str(value).lower() for name, value in settings.items()})
     _quality(points, predictors, sheets, session)
+    if is_generator(predictors[0]):
+        _language(points, predictors, sheets, session)
     gc.collect()  # what was made before is not to take memory while something is timed
     with measure_slot() as waited, freed_memory_kept() as kept:
         ready = quiet_wait(session.wait_s)
@@ -198,6 +211,40 @@ def _quality(
         sheet.tags.update({"slim.quality.metric": metric, "slim.quality.metric_because": why, **part.tags})
         sheet.tables.update(part.tables)
         baseline = outputs if baseline is None else baseline
+
+
+def _language(
+    points: Sequence[ExportedModel], predictors: Sequence[Any], sheets: Sequence[_Sheet], session: Session
+) -> None:
+    """Divergence from the original's probabilities, and what misspelt prompts do to the original and to the others."""
+    test, spec = session.data.test, points[0].spec
+    some = [test.inputs[at * len(test) // min(ROWS, len(test))] for at in range(min(ROWS, len(test)))]
+    typed = [(misspelt(prompt, seed=session.seed), text) for prompt, text in test.inputs]
+    asks = any(prompt for prompt, _ in test.inputs)
+    original: tuple[list[Any], np.ndarray] | None = None
+    for predictor, sheet in zip(predictors, sheets, strict=True):
+        rows = predictor.distributions(some, places=_PLACES)
+        scores = predictor.scores(typed) if asks else np.zeros(0)
+        if asks:
+            worth = session.task.judge("log_likelihood", scores, test.references, spec)
+            sheet.metrics["quality/misspelt_log_likelihood"] = worth
+        else:
+            sheet.absent("quality/misspelt_log_likelihood", "the rows are texts without prompts")
+        if original is None:
+            original = (rows, scores)
+            continue
+        if [len(row) for row in rows] == [len(row) for row in original[0]]:
+            apart = divergences(original[0], rows)
+            sheet.metrics["quality/mean_kl"] = float(apart.mean())
+            sheet.metrics["quality/p99_kl"] = float(np.quantile(apart, 0.99))
+            sheet.params["slim.measure.kl_places"] = str(len(apart))
+        else:
+            sheet.absent("quality/mean_kl", "the models have different tokenizers")
+        if asks:
+            change = session.task.difference(
+                "log_likelihood", original[1], scores, test.references, spec, seed=session.seed
+            )
+            sheet.interval("quality/misspelt_log_likelihood_delta", change)
 
 
 def _conditions(sheets: Sequence[_Sheet], session: Session, ready: Readiness, waited: float) -> None:
@@ -480,6 +527,16 @@ def _costs(points: Sequence[ExportedModel], sheets: Sequence[_Sheet], session: S
             _break_even(sheet, sheets[0], session)
         elif session.prepared is not None:
             _optimization([session.prepared], sheet, session)
+        _per_token(sheet)
+
+
+def _per_token(sheet: _Sheet) -> None:
+    """Energy, emissions, price and break-even by tokens written; a request's prompt is shared out among them."""
+    written = int(sheet.params.get("slim.measure.tokens.written_per_call", 0))
+    for key, per_token in _PER_TOKEN.items() if written else ():
+        for end in ("", "_lo", "_hi"):
+            if (value := sheet.metrics.get(f"{key}{end}")) is not None:
+                sheet.metrics[f"{per_token}{end}"] = value * written if "break_even" in key else value / written
 
 
 def _price(sheet: _Sheet, session: Session) -> None:
@@ -504,8 +561,12 @@ def _optimization(spent: Sequence[OptimizationCost], sheet: _Sheet, session: Ses
     """What the steps took; for the baseline, what making it from the given model took."""
     duration_s = sum(cost.duration_s for cost in spent)
     sheet.metrics["optimize/duration_s"] = duration_s
+    if tokens := sum(cost.teacher_tokens for cost in spent):
+        sheet.metrics["optimize/teacher_tokens"] = tokens
+        sheet.metrics["optimize/teacher_usd"] = sum(cost.usd for cost in spent)
     if session.price_per_hour is not None:
-        sheet.metrics["optimize/cost_usd"] = duration_s / 3600 * session.price_per_hour
+        paid = sum(cost.usd for cost in spent)
+        sheet.metrics["optimize/cost_usd"] = duration_s / 3600 * session.price_per_hour + paid
     else:
         sheet.absent("optimize/cost_usd", "no price_per_hour was given")
     energies = [cost.energy_kwh for cost in spent if cost.energy_kwh is not None]
