@@ -6,7 +6,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .teachers import Reply
+from .runtime.prompts import shown
+from .teachers import Prompt, Reply
 
 __all__ = ["Rules", "repeated_share", "why_not"]
 
@@ -47,14 +48,14 @@ def repeated_share(text: str, size: int = 3) -> float:
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def why_not(prompts: Sequence[str], replies: Sequence[Reply | None], rules: Rules) -> list[str]:
+def why_not(prompts: Sequence[Prompt], replies: Sequence[Reply | None], rules: Rules) -> list[str]:
     """For each answer the name of the first rule that it breaks, or nothing."""
     seen: set[tuple[str, str]] = set()
     found = []
     for prompt, reply in zip(prompts, replies, strict=True):
         reason = _why(reply, rules)
         if reply is not None and not reason:
-            pair = tuple(" ".join(text.lower().split()) for text in (prompt, reply.text))
+            pair = tuple(" ".join(text.lower().split()) for text in (shown(prompt), reply.text))
             reason = "duplicate" if pair in seen else ""
             seen.add((pair[0], pair[1]))
         found.append(reason)

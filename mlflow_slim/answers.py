@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import logging
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from .cache import StepCache, content_key
-from .teachers import Reply, Teacher
+from .runtime.prompts import shown
+from .teachers import Prompt, Reply, Teacher
 
 __all__ = ["AnswerStore", "Asked", "Budget", "ask", "open_store"]
 
@@ -35,17 +38,17 @@ class AnswerStore:
         for path in sorted(folder.glob("*.parquet")):
             self._known |= _read(path)
 
-    def find(self, prompt: str) -> Reply | None:
+    def find(self, prompt: Prompt) -> Reply | None:
         """The answer to a prompt, if it was answered."""
         return self._known.get(_key(prompt))
 
-    def add(self, prompts: Sequence[str], replies: Sequence[Reply]) -> None:
+    def add(self, prompts: Sequence[Prompt], replies: Sequence[Reply]) -> None:
         """Writes one shard; it is there as a whole or not at all."""
         import pyarrow
         import pyarrow.parquet
 
         rows = [
-            {"key": _key(prompt), "prompt": prompt, **asdict(reply)}
+            {"key": _key(prompt), "prompt": shown(prompt), **asdict(reply)}
             for prompt, reply in zip(prompts, replies, strict=True)
         ]
         handle, name = tempfile.mkstemp(prefix=".new-", dir=self._folder)
@@ -58,7 +61,8 @@ class AnswerStore:
         self._known |= {row["key"]: reply for row, reply in zip(rows, replies, strict=True)}
 
 
-def _key(prompt: str) -> str:
+def _key(prompt: Any) -> str:
+    prompt = prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True)
     return hashlib.sha256(prompt.encode("utf-8", errors="surrogatepass")).hexdigest()
 
 
@@ -131,7 +135,7 @@ class Asked:
 
 
 def ask(
-    teacher: Teacher, prompts: Sequence[str], store: AnswerStore, budget: Budget, *, max_new_tokens: int, label: str
+    teacher: Teacher, prompts: Sequence[Prompt], store: AnswerStore, budget: Budget, *, max_new_tokens: int, label: str
 ) -> Asked:
     """Answers to all prompts, from disk where they are there, shard by shard.
 
@@ -143,14 +147,15 @@ def ask(
         max_new_tokens: Most tokens of an answer.
         label: Name of the technique, for messages.
     """
-    missing = [prompt for prompt in dict.fromkeys(prompts) if store.find(prompt) is None]
+    different = list({_key(prompt): prompt for prompt in prompts}.values())
+    missing = [prompt for prompt in different if store.find(prompt) is None]
     reused = len(prompts) - len(missing)
     if missing:
         logger.info("%s: asking %s %d prompts, %d are answered already", label, teacher.name, len(missing), reused)
     done = 0
     size = SHARD if budget.max_usd is None else 1 + SHARD // 8  # the smaller, the less is spent beyond the limit
     for start in range(0, len(missing), size):
-        found = [reply for prompt in dict.fromkeys(prompts) if (reply := store.find(prompt)) is not None]
+        found = [reply for prompt in different if (reply := store.find(prompt)) is not None]
         if budget.max_usd is not None and budget.usd(found) >= budget.max_usd:
             left = len(missing) - done
             logger.warning("%s: %.2f USD are spent; %d prompts go unasked", label, budget.usd(found), left)
@@ -160,6 +165,6 @@ def ask(
         done += len(shard)
         logger.info("%s: %d of %d prompts answered", label, done, len(missing))
     replies = tuple(store.find(prompt) for prompt in prompts)
-    given = [reply for prompt in dict.fromkeys(prompts) if (reply := store.find(prompt)) is not None]
+    given = [reply for prompt in different if (reply := store.find(prompt)) is not None]
     read, written = (sum(max(0, count) for count in counts) for counts in _counts(given))
     return Asked(replies, reused, read, written, budget.usd(given))

@@ -177,7 +177,9 @@ class Recipe(_Section):
         "demo", min_length=1, description="Local folder, hub id (owner/name@revision), runs:/ or models:/ URI, or demo."
     )
     data: str = Field(
-        "demo", min_length=1, description="CSV, TSV, JSON(L) or Parquet file, folder, hub data set id, or demo."
+        "demo",
+        min_length=1,
+        description="CSV, TSV, JSON(L) or Parquet file, folder, hub data set id, traces:<experiment>, or demo.",
     )
     against: str | None = Field(
         None, description="Measure model against this one, as both are, instead of doing steps; named as model is."
@@ -190,6 +192,9 @@ class Recipe(_Section):
     )
     label_separator: str | None = Field(
         None, description="What separates several labels in one text cell (multi-label)."
+    )
+    trace_filter: str | None = Field(
+        None, description="Which traces, as mlflow.search_traces takes it; with data=traces:<experiment>."
     )
     train_split: str | None = Field(None, description="Name or file of the train split; default: what is usual.")
     validation_split: str | None = Field(

@@ -15,6 +15,7 @@ from .data import Tables, read_tables
 from .errors import ConfigError
 from .interfaces import MODEL_OPTIONS, Task, TaskData
 from .model_source import resolve_model
+from .tracking.traces import PREFIX, write_traces
 
 __all__ = ["Inputs", "check_output", "load_inputs", "load_model"]
 
@@ -96,11 +97,15 @@ def load_inputs(
     for name in others if with_model else []:
         if name is not None:  # looked for now: it is loaded after hours of work perhaps
             resolve_model(name, download_artifacts=download, workdir=folder)
+    source, columns, notes = recipe.data, (recipe.text, recipe.text_pair, recipe.label), list[str]()
+    if source.startswith(PREFIX):
+        path, note = write_traces(source, recipe.trace_filter, folder)
+        source, columns, notes = str(path), ("text", None, "label"), [f"{note}."]
     tables = read_tables(
-        recipe.data,
-        text=recipe.text,
-        text_pair=recipe.text_pair,
-        label=recipe.label,
+        source,
+        text=columns[0],
+        text_pair=columns[1],
+        label=columns[2],
         labels=task.labels,
         train_split=recipe.train_split,
         validation_split=recipe.validation_split,
@@ -111,18 +116,20 @@ def load_inputs(
     )
     options = recipe.generate.model_dump()
     if found is None:
-        return Inputs(task, task.make_data(tables, spec=spec, options=options), None, tuple(_describe(tables)), {})
+        data = task.make_data(tables, spec=spec, options=options)
+        return Inputs(task, data, None, (*notes, *_describe(tables)), {})
     config = json.loads((found.directory / "config.json").read_text(encoding="utf-8"))
     data = task.make_data(tables, config=config, options=options)
-    source = task.load_model(found.directory, data, max_length=recipe.max_length, seed=recipe.seed)
+    model = task.load_model(found.directory, data, max_length=recipe.max_length, seed=recipe.seed)
     facts = {
         "slim.model": recipe.model,
         "slim.model.kind": found.kind,
         "slim.model.revision": found.revision or "",
-        "slim.data": tables.source,
+        "slim.data": recipe.data if source != recipe.data else tables.source,
         "slim.data.revision": tables.revision or "",
     }
-    return Inputs(task, data, source, tuple(_describe(tables)), {key: value for key, value in facts.items() if value})
+    known = {key: value for key, value in facts.items() if value}
+    return Inputs(task, data, model, (*notes, *_describe(tables)), known)
 
 
 def load_model(name: str, recipe: Recipe, inputs: Inputs, folder: Path, download: Download) -> OptimizedModel:

@@ -10,17 +10,19 @@ import ipaddress
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 from urllib.parse import urlsplit
 
 from .artifact import OptimizedModel
 from .errors import ConfigError, ModelError
 from .runtime.generation import Reply
 
-__all__ = ["EndpointTeacher", "LocalTeacher", "Reply", "Teacher", "check_endpoint"]
+__all__ = ["EndpointTeacher", "LocalTeacher", "Prompt", "Reply", "Teacher", "check_endpoint"]
 
+Prompt: TypeAlias = str | Sequence[Mapping[str, Any]]
+"""A text, or the messages of a chat."""
 _BATCH = 16
 _TRIES = 5
 _TRY_AGAIN = (408, 429, 500, 502, 503, 504)
@@ -32,7 +34,7 @@ class Teacher(Protocol):
     name: str
     """For people and for telling teachers apart."""
 
-    def answer(self, prompts: Sequence[str], *, max_new_tokens: int) -> list[Reply]:
+    def answer(self, prompts: Sequence[Prompt], *, max_new_tokens: int) -> list[Reply]:
         """One reply a prompt; tokens that an endpoint doesn't tell are -1."""
         ...
 
@@ -56,7 +58,7 @@ class LocalTeacher:
         self._prompts = prompt_file(source.processor, source.spec)
         self._model = source.model.to(device).eval()
 
-    def answer(self, prompts: Sequence[str], *, max_new_tokens: int) -> list[Reply]:
+    def answer(self, prompts: Sequence[Prompt], *, max_new_tokens: int) -> list[Reply]:
         """See `Teacher.answer`; a prompt that is too long loses its beginning."""
         import torch
 
@@ -186,7 +188,7 @@ class EndpointTeacher:
             request.headers["Authorization"] = f"Bearer {key}"
         return request
 
-    def answer(self, prompts: Sequence[str], *, max_new_tokens: int) -> list[Reply]:
+    def answer(self, prompts: Sequence[Prompt], *, max_new_tokens: int) -> list[Reply]:
         """See `Teacher.answer`.
 
         Raises:
@@ -200,11 +202,12 @@ class EndpointTeacher:
                 pool.shutdown(cancel_futures=True)
                 raise
 
-    def _ask(self, prompt: str, max_new_tokens: int) -> Reply:
+    def _ask(self, prompt: Prompt, max_new_tokens: int) -> Reply:
         import requests
 
         self._wait()
-        content: Any = {**self._asked, "messages": [{"role": "user", "content": prompt}], "max_tokens": max_new_tokens}
+        content: Any = {**self._asked, "max_tokens": max_new_tokens}
+        content["messages"] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         try:
             found = self._session.post(
                 f"{self._endpoint}/chat/completions", json=content, timeout=self._timeout_s, allow_redirects=False

@@ -22,6 +22,7 @@ from ..runtime import BundleError, Predictor, TextGenerator, tasks
 from ..runtime import load as load_bundle
 from ..runtime.bundle import read_bundle
 from ..runtime.narrowed import KEY
+from ..runtime.prompts import shown
 from ..runtime.torch_engine import TorchEngine, load_model, quiet_transformers, transformers_encoder
 from ..structure import narrowed_shapes
 
@@ -86,6 +87,8 @@ class TorchBackend:
         if source.builds:
             return bundle.adopt(source, directory, backend=self.name)
         task = tasks.find(source.task)
+        if task.KIND == "generator":  # the weights are looked at here, and any text will do for it
+            sample = [(shown(prompt), text) for prompt, text in sample]
         dtype = str(source.model.dtype).removeprefix("torch.")
         threads = torch.get_num_threads()
         max_length = int(source.spec["max_length"])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import DataError
 from . import checks
+from .chats import chat_text, is_chat
 from .labels import Missing, clean_labels, clean_text
 from .sources import SPLITS, Located, locate
 from .splitting import cut
@@ -172,6 +173,8 @@ def read_tables(
         "formats": {name: rows.kind for name, rows in located.tables.items()},
         "files": dict(located.files),
         "columns": wanted,
+        "chats": not are_classes
+        and any(is_chat(v) for t in located.tables.values() for v in t.columns[wanted["text"]]),
         "rows_read": {name: len(rows) + len(rows.malformed) for name, rows in located.tables.items()},
         "rows": {name: len(splits[name]) for name in SPLITS},
         "dropped": {name: dict(reasons) for name, reasons in dropped.items() if reasons},
@@ -268,7 +271,7 @@ def _usable(
     faults: list[tuple[str, str, Sequence[int]]] = []
     dropped: dict[str, Counter[str]] = {}
     for (name, rows), own_labels in zip(tables.items(), labels, strict=True):
-        texts = [clean_text(v, wanted["text"]) for v in rows.columns[wanted["text"]]]
+        texts = _texts(rows.columns[wanted["text"]], wanted["text"], are_classes=are_classes)
         pair = wanted.get("text_pair")
         pairs = [clean_text(v, pair) for v in rows.columns[pair]] if pair else None
         by_reason: dict[str, list[int]] = {}
@@ -287,6 +290,18 @@ def _usable(
         others = {n: v for n, v in rows.columns.items() if n not in wanted.values()}
         splits[name] = _Split(texts, pairs, own_labels, others, rows.numbers).take(keep)  # type: ignore[arg-type]
     return splits, faults, dropped, counts
+
+
+def _texts(values: Sequence[Any], column: str, *, are_classes: bool) -> list[str | Missing]:
+    """Texts of a column; of chats, their JSON, where models are asked."""
+    if are_classes or not any(map(is_chat, values)):
+        return [clean_text(value, column) for value in values]
+    if others := [value for value in values if isinstance(value, str) and value.strip()]:
+        raise DataError(
+            f"Column {column!r} holds chats in some rows and texts in others, such as {others[0]!r:.60}. Write the "
+            'texts as chats too: [{"role": "user", "content": ...}].'
+        )
+    return [chat_text(v, column) if is_chat(v) else clean_text(v, column) for v in values]
 
 
 def _drop_unseen(

@@ -268,9 +268,11 @@ def last_words(stderr: bytes | str | None, lines: int = 8) -> str:
 
 
 def _to_json(value: Any) -> Any:
-    """An input as JSON: strings and pairs as they are, bytes in base64."""
+    """An input as JSON: strings and pairs as they are, bytes in base64, the messages of a chat as a list."""
     if isinstance(value, (bytes, bytearray)):
         return {"base64": base64.b64encode(value).decode("ascii")}
+    if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
+        return {"messages": value}
     if isinstance(value, (tuple, list)):
         return {"pair": [_to_json(x) for x in value]}
     if value is None or isinstance(value, (str, int, float, bool)):
@@ -282,6 +284,8 @@ def _to_json(value: Any) -> Any:
 
 def _from_json(value: Any) -> Any:
     if isinstance(value, dict):
+        if "messages" in value:
+            return value["messages"]
         return base64.b64decode(value["base64"]) if "base64" in value else tuple(map(_from_json, value["pair"]))
     return value
 

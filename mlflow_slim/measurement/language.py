@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["ROWS", "divergences", "misspelt"]
+__all__ = ["ROWS", "divergences", "misspelt", "misspelt_prompt"]
 
 ROWS = 32
 """Rows whose whole distributions are compared: a vocabulary of 50,000 at each place is much to keep."""
@@ -31,6 +32,14 @@ def divergences(original: Sequence[Floats], candidate: Sequence[Floats]) -> npt.
         p, q = (part[:, :size].astype(np.float64) for part in (before, after))
         found.append((np.exp(p) * (p - q)).sum(axis=1))
     return np.concatenate(found)
+
+
+def misspelt_prompt(prompt: Any, *, seed: int) -> Any:
+    """A prompt so misspelt, or the messages of a chat with the last one so."""
+    if isinstance(prompt, str):
+        return misspelt(prompt, seed=seed)
+    *before, last = prompt
+    return [*before, {**last, "content": misspelt(last["content"], seed=seed)}]
 
 
 def misspelt(text: str, *, seed: int) -> str:

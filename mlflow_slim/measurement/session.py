@@ -27,7 +27,7 @@ from .carbon import NO_INTENSITY, CarbonIntensity, emissions, gco2e_per_1k_sampl
 from .energy import EnergyMeter
 from .energy_comparison import ArmEnergy, EnergyComparison, compare_energy
 from .host import Readiness, measure_slot, quiet_wait, watch
-from .language import ROWS, divergences, misspelt
+from .language import ROWS, divergences, misspelt_prompt
 from .quality_report import headline, quality_report
 from .report import Report
 from .size import folder_size
@@ -219,7 +219,7 @@ def _language(
     """Divergence from the original's probabilities, and what misspelt prompts do to the original and to the others."""
     test, spec = session.data.test, points[0].spec
     some = [test.inputs[at * len(test) // min(ROWS, len(test))] for at in range(min(ROWS, len(test)))]
-    typed = [(misspelt(prompt, seed=session.seed), text) for prompt, text in test.inputs]
+    typed = [(misspelt_prompt(prompt, seed=session.seed), text) for prompt, text in test.inputs]
     asks = any(prompt for prompt, _ in test.inputs)
     original: tuple[list[Any], np.ndarray] | None = None
     for predictor, sheet in zip(predictors, sheets, strict=True):

@@ -44,6 +44,13 @@ def render_chat(template: str, messages: Sequence[Mapping[str, Any]], special: M
         raise ValueError(f"The model's chat template can't be used on these messages: {error}") from error
 
 
+def shown(prompt: str | Sequence[Mapping[str, Any]]) -> str:
+    """A prompt as one text, for people and for comparing; the messages of a chat one a line."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+
+
 class PromptFile:
     """Encodes with ``tokenizer.json`` of a bundle, and decodes what was written.
 

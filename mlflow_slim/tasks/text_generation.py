@@ -17,6 +17,7 @@ from ..artifact import OptimizedModel
 from ..chat import prompt_file
 from ..errors import DataError, MissingDependency, ModelError
 from ..interfaces import Changes, Split, TaskData
+from ..runtime.prompts import shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,14 +66,19 @@ class TextGeneration:
             MissingDependency: What scores written texts isn't installed.
         """
         asked = {"max_new_tokens": 32, **(options or {})}
-        template, prompted = asked.get("prompt"), "label" in tables.report["columns"]
+        chats = bool(tables.report.get("chats"))
+        template, prompted = asked.get("prompt"), chats or "label" in tables.report["columns"]
+        if chats and template is not None:
+            raise DataError("generate.prompt is for texts, and the rows are chats. Leave it out.")
         if template is not None and _PLACEHOLDER not in template:
             raise DataError(f"generate.prompt has no {_PLACEHOLDER} in it: {template!r:.80}. Say where the text goes.")
         if prompted and asked["max_new_tokens"]:
             _check_text_metrics()
         rows = {"train": asked.get("train_rows")}
         splits = {
-            name: _split(name, _thin(frame, rows.get(name, asked.get("eval_rows"))), template, prompted=prompted)
+            name: _split(
+                name, _thin(frame, rows.get(name, asked.get("eval_rows"))), template, prompted=prompted, chats=chats
+            )
             for name, frame in (("train", tables.train), ("validation", tables.validation), ("test", tables.test))
         }
         own = {
@@ -312,7 +318,7 @@ class TextGeneration:
         from ..measurement.fidelity import row_slices
         from ..measurement.stats import ratio_difference
 
-        keys = [prompt or text for prompt, text in split.inputs]
+        keys = [shown(prompt) or text for prompt, text in split.inputs]
         found = []
         for name, here in row_slices(keys, split.frame, {"text", "label"}).items():
             if here.sum() < _SLICE_ROWS or not before.tokens[here].sum():
@@ -381,22 +387,43 @@ def _thin(frame: pd.DataFrame, rows: int | None) -> pd.DataFrame:
     return frame.iloc[[i * len(frame) // rows for i in range(rows)]].reset_index(drop=True)
 
 
-def _split(name: str, frame: pd.DataFrame, template: str | None, *, prompted: bool) -> Split:
+def _split(name: str, frame: pd.DataFrame, template: str | None, *, prompted: bool, chats: bool) -> Split:
     import numpy as np
 
     from ..data import digest_rows
 
     texts = frame["text"].tolist()
-    if not prompted:
+    inputs: list[tuple[Any, str]]
+    if chats:
+        inputs = [
+            _chat(name, text, frame["label"].iloc[row] if "label" in frame else None) for row, text in enumerate(texts)
+        ]
+    elif not prompted:
         inputs = [("", text) for text in texts]
     else:
         prompts = [template.replace(_PLACEHOLDER, text) for text in texts] if template else texts
         inputs = list(zip(prompts, frame["label"].tolist(), strict=True))
-    digest = digest_rows(frame if prompted else frame.assign(label=""))
+    digest = digest_rows(frame if "label" in frame else frame.assign(label=""))
     return Split(name, inputs, np.array([text for _, text in inputs]), frame, digest)
 
 
-def _short(text: str) -> str:
+def _chat(split: str, text: str, answer: str | None) -> tuple[list[dict[str, str]], str]:
+    """Messages and the answer to them; without a column of answers, the last message is the answer."""
+    from ..data.chats import messages_of
+
+    messages = messages_of(text)
+    if answer is not None:
+        return messages, answer
+    if len(messages) < 2 or messages[-1]["role"] != "assistant":
+        raise DataError(
+            f"A chat in {split} doesn't end with the assistant's answer: {text!r:.120}. Drop it, or name a column with "
+            "the right answers: label=<column>."
+        )
+    return messages[:-1], messages[-1]["content"]
+
+
+def _short(prompt: Any) -> str:
+    text = shown(prompt)
     return text if len(text) <= 300 else text[:297] + "..."
 
 

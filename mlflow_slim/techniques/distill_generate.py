@@ -25,8 +25,9 @@ from ..errors import ConfigError, DataError
 from ..interfaces import Context, Split
 from ..learning import learn_labels
 from ..lora import Adapters, learn_adapters
+from ..runtime.prompts import shown
 from ..student import check_student, make_student
-from ..teachers import EndpointTeacher, LocalTeacher, Reply, Teacher, check_endpoint
+from ..teachers import EndpointTeacher, LocalTeacher, Prompt, Reply, Teacher, check_endpoint
 from ..training import FitOptions
 
 __all__ = ["DistillGenerate"]
@@ -187,7 +188,7 @@ class DistillGenerate(BaseModel):
         record = StepRecord(self.name, self.model_dump(mode="json"), {**notes, **made, **learned}, cost)
         return source.after(record, model, processor=student.processor, spec=student.spec)
 
-    def _rows(self, context: Context) -> tuple[list[str], list[str], int]:
+    def _rows(self, context: Context) -> tuple[list[Prompt], list[str], int]:
         """Prompts and right answers to use, and how many prompts were left out as ones that are measured with."""
         data = context.data
         measured = {_plain(prompt) for split in (data.validation, data.test) for prompt, _ in split.inputs}
@@ -200,7 +201,7 @@ class DistillGenerate(BaseModel):
         return [prompt for prompt, _ in rows], [text for _, text in rows], leaked
 
     def _answers(
-        self, prompts: Sequence[str], golden: Sequence[str], source: OptimizedModel, context: Context
+        self, prompts: Sequence[Prompt], golden: Sequence[str], source: OptimizedModel, context: Context
     ) -> tuple[list[str], list[str], Asked | None, dict[str, Any]]:
         """Answers, for each why it isn't worth learning, what they cost, and what to note."""
         rules = Rules(self.min_words, self.max_words, self.keep_cut, self.keep_refusals, self.max_repetition)
@@ -292,17 +293,19 @@ class DistillGenerate(BaseModel):
         return student, dict(made)
 
 
-def _fill(template: str, prompt: str, answer: str) -> str:
-    """Both put in at once: a prompt may have ``{answer}`` in it."""
+def _fill(template: str, prompt: Prompt, answer: str) -> Prompt:
+    """Both put in at once: a prompt may have ``{answer}`` in it. A chat stays one where nothing is put around it."""
+    if template == "{prompt}":
+        return prompt
     parts = template.split("{prompt}")
-    return prompt.join(part.replace("{answer}", answer) for part in parts)
+    return shown(prompt).join(part.replace("{answer}", answer) for part in parts)
 
 
-def _plain(text: str) -> str:
-    return " ".join(text.lower().split())
+def _plain(prompt: Prompt) -> str:
+    return " ".join(shown(prompt).lower().split())
 
 
-def _split(pairs: Sequence[tuple[str, str]], old: Split) -> Split:
+def _split(pairs: Sequence[tuple[Prompt, str]], old: Split) -> Split:
     """Training rows with the teacher's answers; the frame is that of the rows as they were given."""
     import hashlib
 
