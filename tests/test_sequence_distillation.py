@@ -238,6 +238,7 @@ def test_nothing_worth_learning_is_said(lm: Inputs, tmp_path: Path) -> None:
         ({"max_usd": 1.0}, "needs prices"),
         ({"usd_per_1m_read": 1.0}, "none is given"),
         ({"mode": "golden", "template": "{prompt}"}, "no {answer}"),
+        ({"min_f1": 0.5}, "only mode golden"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(options: dict[str, Any], message: str) -> None:
@@ -360,6 +361,16 @@ def test_a_judge_takes_out_what_it_finds_bad(lm: Inputs, endpoint: str, tmp_path
     found = generate(lm.source, context_of(lm, tmp_path), rows=4, **options)
     assert found.lineage[-1].notes["answers_kept"] == 2
     assert found.lineage[-1].notes["answers_dropped"] == {"judged bad": 2}
+
+
+def test_answers_far_from_the_right_one_are_not_learned(lm: Inputs, endpoint: str, tmp_path: Path) -> None:
+    """The server repeats its prompt, in which the right answer stands: as far from it as the prompt is long."""
+    assert lm.source is not None
+    options = {"endpoint": endpoint, "endpoint_model": "m", "mode": "golden", "max_repetition": 1.0}
+    near = generate(lm.source, context_of(lm, tmp_path / "a"), rows=6, **options)
+    assert near.lineage[-1].notes["answers_kept"] == 6
+    with pytest.raises(DataError, match="6 far from the right answer"):
+        generate(lm.source, context_of(lm, tmp_path / "b"), rows=6, min_f1=0.99, **options)
 
 
 def test_rows_are_stacked_with_what_belongs_to_each_token() -> None:

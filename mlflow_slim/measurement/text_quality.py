@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["normalized", "repetition", "text_scores"]
+__all__ = ["normalized", "repetition", "text_scores", "token_f1"]
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -47,13 +47,19 @@ def text_scores(
     pairs = [(text, str(reference)) for text, reference in zip(texts, references, strict=True)]
     return {
         "exact_match": np.array([float(normalized(text) == normalized(right)) for text, right in pairs]),
-        "token_f1": np.array([_f1(normalized(text).split(), normalized(right).split()) for text, right in pairs]),
+        "token_f1": np.array([token_f1(text, right) for text, right in pairs]),
         "rouge_l": np.array([rouge.score(right, text)["rougeL"].fmeasure for text, right in pairs]),
         "chrf": np.array([chrf.sentence_score(text, [right]).score / 100 for text, right in pairs]),
     }
 
 
-def _f1(found: Sequence[str], right: Sequence[str]) -> float:
+def token_f1(text: str, reference: str) -> float:
+    """SQuAD's F1 of the words of two texts, 0 to 1.
+
+    >>> token_f1("The cat sat.", "a cat sat down")
+    0.8
+    """
+    found, right = normalized(text).split(), normalized(reference).split()
     if not found or not right:
         return float(found == right)
     common = sum((Counter(found) & Counter(right)).values())

@@ -25,6 +25,7 @@ from ..errors import ConfigError, DataError
 from ..interfaces import Context, Split
 from ..learning import learn_labels
 from ..lora import Adapters, learn_adapters
+from ..measurement.text_quality import token_f1
 from ..runtime.prompts import shown
 from ..student import check_student, make_student
 from ..teachers import EndpointTeacher, LocalTeacher, Prompt, Reply, Teacher, check_endpoint
@@ -32,10 +33,7 @@ from ..training import FitOptions
 
 __all__ = ["DistillGenerate"]
 
-_GOLDEN = (
-    "{prompt}\n\nThe right answer is: {answer}\n\nGive this answer in your own words, as short as it is, and say "
-    "nothing else."
-)
+_GOLDEN = "Question: {prompt}\nAnswer: {answer}\n\nWrite only the answer to the question."
 _JUDGE = "Question: {prompt}\nAnswer: {answer}\n\nIs this a good answer to the question? Reply with yes or no."
 _JUDGE_TOKENS = 4
 _FEWEST = 2
@@ -91,6 +89,9 @@ class DistillGenerate(BaseModel):
     max_repetition: float = Field(
         0.3, ge=0, le=1, description="Largest share of an answer's three-word runs that stood in it before."
     )
+    min_f1: float = Field(
+        0.0, ge=0, le=1, description="Least token F1 of an answer against the right one, 0 to 1; mode golden."
+    )
     judge: bool = Field(False, description="Ask the teacher whether each answer is good, and keep those that are.")
     student: str | None = Field(
         None, description="Another model as the student (folder, hub id, URI); default: the model of the step."
@@ -131,6 +132,8 @@ class DistillGenerate(BaseModel):
             raise ValueError("max_usd needs prices. Write usd_per_1m_read and usd_per_1m_written.")
         if any(price is not None for price in prices) and self.endpoint is None:
             raise ValueError("Prices are of an endpoint, and none is given. Leave them out, or write endpoint.")
+        if self.min_f1 and self.mode != "golden":
+            raise ValueError("min_f1 compares with right answers, which only mode golden may. Leave it out.")
         wanted = ["{prompt}", *(["{answer}"] if self.mode == "golden" else [])]
         if self.template is not None and (lacking := [part for part in wanted if part not in self.template]):
             raise ValueError(f"template has no {' and no '.join(lacking)} in it.")
@@ -217,6 +220,10 @@ class DistillGenerate(BaseModel):
             found = ask(teacher, asked, store, budget, max_new_tokens=longest, label=self.name)
         reasons = why_not(prompts, found.replies, rules)
         answers = [reply.text if reply is not None else "" for reply in found.replies]
+        if self.min_f1:
+            for row, reason in enumerate(reasons):
+                if not reason and token_f1(answers[row], golden[row]) < self.min_f1:
+                    reasons[row] = "far from the right answer"
         if self.judge:
             rows = [row for row, reason in enumerate(reasons) if not reason]
             questions = [_fill(_JUDGE, prompts[row], answers[row]) for row in rows]
