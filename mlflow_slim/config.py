@@ -119,6 +119,9 @@ class Measure(_Section):
         le=3600,
         description="Largest time for paired timing per point and scenario, encoded and from raw text each, seconds.",
     )
+    concurrency: int = Field(
+        1, ge=1, le=256, description="Requests at a time in a further timing of language models; 1 leaves it out."
+    )
     energy_s: float = Field(
         10.0, ge=0, le=3600, description="Largest time for energy windows per point, seconds; 0 = no energy."
     )

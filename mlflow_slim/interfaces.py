@@ -249,6 +249,10 @@ class Task(Protocol):
         """Metrics that can be the headline; higher is better in all of them."""
         ...
 
+    def training_metric(self, metric: str) -> str:
+        """What epochs are chosen by where ``metric`` is the headline: the same, or one that goes with it and is cheap."""
+        ...
+
     def judge(self, metric: str, outputs: np.ndarray, references: np.ndarray, spec: Mapping[str, Any]) -> float:
         """One of the metrics of `judged_by`, fast enough to be asked after every epoch."""
         ...

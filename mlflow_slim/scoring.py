@@ -47,10 +47,11 @@ def outputs_of(model: Any, processor: Any, rows: Sequence[Mapping[str, Any]], *,
 def validation_scorer(source: OptimizedModel, context: Context) -> tuple[str, Callable[[Any], float]]:
     """The metric to choose epochs by, and a function of the model that gives it on the validation rows.
 
-    It is the user's metric or else the one that the labels call for, as in the final judgement, seen on other rows.
+    It is the user's metric or else the one that the labels call for, as in the final judgement, seen on other rows;
+    the task may know one that goes with it and costs less.
     """
     task, validation = context.task, context.data.validation
-    metric = context.metric or task.headline(validation.references, source.spec)[0]
+    metric = task.training_metric(context.metric or task.headline(validation.references, source.spec)[0])
 
     def score(model: Any) -> float:
         outputs = task.outputs(model, source.processor, validation.inputs, source.spec)

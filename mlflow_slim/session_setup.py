@@ -13,7 +13,7 @@ from .config import Recipe
 from .errors import MeasurementError
 from .measurement.carbon import carbon_intensity
 from .measurement.energy import EnergyMeter
-from .measurement.session import Session
+from .measurement.sheet import Session
 
 if TYPE_CHECKING:
     from .inputs import Inputs

@@ -100,8 +100,8 @@ def _cost_of_a_guess(plain: Any, guessing: Any, row: Any) -> float:
     start = time.perf_counter()
     history = [*ids, *(int(token) for token in plain.tokens(plain.encode([row])["input_ids"][0]))]
     one_pass = (time.perf_counter() - start) / (len(history) - len(ids))
-    guesses = 0
+    guesses, guess = 0, guessing.new_guess()
     start = time.perf_counter()
     for length in range(len(ids), min(len(history), len(ids) + _STEPS)):
-        guesses += len(guessing.guess(history[:length], _STEPS))
+        guesses += len(guess(history[:length], _STEPS))
     return (time.perf_counter() - start) / max(guesses, 1) / one_pass

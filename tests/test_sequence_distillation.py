@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
@@ -371,6 +376,38 @@ def test_answers_far_from_the_right_one_are_not_learned(lm: Inputs, endpoint: st
     assert near.lineage[-1].notes["answers_kept"] == 6
     with pytest.raises(DataError, match="6 far from the right answer"):
         generate(lm.source, context_of(lm, tmp_path / "b"), rows=6, min_f1=0.99, **options)
+
+
+@pytest.mark.slow
+def test_a_real_server_gives_what_the_model_writes_here(tmp_path: Path) -> None:
+    """`transformers serve`, the server that comes with transformers, on loopback."""
+    pytest.importorskip("openai")
+    inputs = load(tmp_path, model=make_language_model(tmp_path / "lm", seed=2))
+    assert inputs.source is not None
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [str(Path(sys.executable).with_name("transformers")), "serve", "--port", str(port)]
+    server = subprocess.Popen(
+        [*command, "--host", "127.0.0.1", "--device", "cpu"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        for _ in range(120):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                break
+            time.sleep(0.5)
+        prompts = [f"what is river {i}" for i in range(6)]
+        teacher = remote(f"http://127.0.0.1:{port}/v1", timeout_s=60)
+        teacher._asked["model"] = str(tmp_path / "lm")
+        there = teacher.answer(prompts, max_new_tokens=12)
+        here = LocalTeacher(inputs.source, "here", device="cpu", temperature=0, seed=0).answer(
+            prompts, max_new_tokens=12
+        )
+        assert [reply.text for reply in there] == [reply.text for reply in here]
+        assert [reply.prompt_tokens for reply in there] == [reply.prompt_tokens for reply in here]
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
 
 
 def test_rows_are_stacked_with_what_belongs_to_each_token() -> None:

@@ -507,6 +507,23 @@ class TestOnnx:
         assert bundle.read(tmp_path / "guessing").variant == "quantize.weight_only+speculate.lookup@onnxruntime"
 
 
+def test_texts_written_in_several_threads_at_once_are_the_same(lm: Inputs, tmp_path: Path) -> None:
+    """A server does that; a smaller model that guesses keeps what it has read of a text."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from mlflow_slim.techniques.speculate_assistant import SpeculateAssistant
+
+    assert lm.source is not None
+    context = replace(context_of(lm, tmp_path, "torch"), load_model=lambda _: lm.source)
+    fast = SpeculateAssistant(assistant="small", tokens=3).apply(lm.source, context)
+    backend: Any = load_backend("torch")
+    model = backend.load(backend.export(fast, tmp_path / "out", []).directory, threads=1)
+    prompts = [prompt for prompt, _ in lm.data.test.inputs]
+    one_by_one = [model.answer(prompt, Writing(20)) for prompt in prompts]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda prompt: model.answer(prompt, Writing(20)), prompts * 3)) == one_by_one * 3
+
+
 def test_a_broken_gguf_file_is_named(tmp_path: Path) -> None:
     pytest.importorskip("gguf")
     from mlflow_slim.model_source import resolve_model
@@ -656,6 +673,18 @@ def test_fine_tuning_makes_the_right_texts_likelier(tmp_path: Path) -> None:
         assert likelihood(inputs.source.model) == pytest.approx(before)
 
 
+def test_epochs_are_chosen_by_what_scoring_alone_can_tell(tmp_path: Path) -> None:
+    from mlflow_slim.techniques.finetune_full import FinetuneFull
+
+    inputs = load(tmp_path)
+    assert inputs.source is not None
+    step = FinetuneFull(epochs=2, learning_rate=3e-3, batch_size=8)
+    notes = step.apply(inputs.source, replace(context_of(inputs, tmp_path), metric="token_f1")).lineage[-1].notes
+    assert notes["validation_metric"] == "log_likelihood"
+    assert notes["validation"][1] > notes["validation"][0]
+    assert notes["best_epoch"] == 2
+
+
 def test_a_recipe_measures_tokens_and_logs_a_model_that_answers_strings(store: Any, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime_genai")
     import mlflow
@@ -665,11 +694,18 @@ def test_a_recipe_measures_tokens_and_logs_a_model_that_answers_strings(store: A
 
     model = make_language_model(tmp_path / "lm")
     steps = [{"technique": "quantize.weight_only", "bits": 8}]
-    recipe = recipe_of(model, rows_file(tmp_path), steps=steps, export={"backends": ["onnxruntime"], "baseline": False})
+    measure = {"timing_s": 4, "energy_s": 0, "fresh_starts": 0, "wait_s": 0, "concurrency": 2}
+    exported = {"backends": ["onnxruntime"], "baseline": False}
+    recipe = recipe_of(model, rows_file(tmp_path), steps=steps, export=exported, measure=measure, price_per_hour=0.1)
     outcome = run(recipe)
     last = outcome.reports[-1]
-    for figure in ("latency/ttft_p50_ms", "latency/tpot_p50_ms", "throughput/tokens_per_s", "speedup/decode"):
+    for figure in (
+        *("latency/ttft_p50_ms", "latency/tpot_p50_ms", "throughput/tokens_per_s", "speedup/decode"),
+        *("throughput/concurrent_tokens_per_s", "speedup/concurrent", "quality/mean_kl"),
+    ):
         assert last.metrics[figure] > 0, figure
+    price = last.metrics["cost/usd_per_1m_samples"] / 8
+    assert last.metrics["cost/usd_per_1m_tokens"] == pytest.approx(price)
     assert last.params["slim.measure.tokens.written_per_call"] == "8"
     assert "quality/rouge_l" in last.metrics
     assert store.client.get_run(outcome.points[-1].run_id).data.tags["slim.reload"] == "same"

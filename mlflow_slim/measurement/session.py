@@ -9,124 +9,34 @@ from __future__ import annotations
 
 import gc
 import logging
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import psutil
 
 from ..artifact import ExportedModel, OptimizationCost
 from ..errors import MeasurementError
-from ..interfaces import Predictor, Task, TaskData
+from ..interfaces import Predictor
 from .allocator import freed_memory_kept
-from .arms import Scenario, arm_names, is_generator, make_scenarios, representative_rows
-from .carbon import NO_INTENSITY, CarbonIntensity, emissions, gco2e_per_1k_samples
-from .energy import EnergyMeter
+from .arms import Scenario, is_generator, make_scenarios
+from .carbon import NO_INTENSITY, emissions, gco2e_per_1k_samples
 from .energy_comparison import ArmEnergy, EnergyComparison, compare_energy
 from .host import Readiness, measure_slot, quiet_wait, watch
-from .language import ROWS, divergences, misspelt_prompt
 from .quality_report import headline, quality_report
 from .report import Report
+from .sheet import QUICK, Session, Sheet
 from .size import folder_size
 from .stats import Interval
 from .timing import FEWEST_ROUNDS, Timings, compare, interleave, latency
-from .token_timing import time_tokens
+from .writing import per_token, time_writing, writing_quality
 
-__all__ = ["PROTOCOL", "Session", "measure_points"]
+__all__ = ["PROTOCOL", "measure_points"]
 
 logger = logging.getLogger(__name__)
 PROTOCOL = "3"
 """Version of the protocol; figures of different versions aren't ranked together."""
-QUICK = 0.25
-"""Share of the time budgets that a quick measurement has."""
 COPIES, QUICK_COPIES = 8, 4
 """How often every point is loaded for timing. One load differs from the next by 1 to 2 % for as long as it lasts."""
-
-
-_PLACES = 64
-"""Places of a row at which whole distributions are compared, at most."""
-_PER_TOKEN = {
-    "energy/wh_per_1k_samples": "energy/wh_per_1k_tokens",
-    "emissions/gco2e_per_1k_samples": "emissions/gco2e_per_1k_tokens",
-    "cost/usd_per_1m_samples": "cost/usd_per_1m_tokens",
-    "optimize/break_even_samples": "optimize/break_even_tokens",
-}
-
-
-@dataclass(frozen=True)
-class Session:
-    """How to measure.
-
-    Attributes:
-        task, data: What the models do, and the rows; only the test split is measured on.
-        load: Opens an exported model with the session's threads.
-        threads: Threads of every arm.
-        seed: Order of arms, bootstrap.
-        meter: A running energy session; None measures no energy.
-        no_energy: Why there is no meter.
-        prepared: What making the baseline took, when the given model had to be fine-tuned first.
-        intensity: Carbon intensity; None leaves emissions out, with the reason.
-        price_per_hour: USD per hour of this machine; None leaves cost out.
-        quick: A quarter of the time budgets, labelled.
-        metric: Headline metric; None lets the data decide.
-        quality_margin: Largest drop of the headline metric that is non-inferior.
-        batch_size: Of the offline scenario.
-        timing_s, energy_s: Largest seconds per point (and scenario) for timing, and per point for energy.
-        fresh_starts: Fresh processes per point; 0 for none.
-        wait_s: Longest wait for quiet, seconds.
-        pue, utilisation, requests_per_day: For emissions, cost and break-even.
-    """
-
-    task: Task
-    data: TaskData
-    load: Callable[[ExportedModel], Predictor]
-    threads: int
-    seed: int = 0
-    meter: EnergyMeter | None = None
-    no_energy: str = "energy was not asked for"
-    prepared: OptimizationCost | None = None
-    intensity: CarbonIntensity | None = None
-    price_per_hour: float | None = None
-    quick: bool = False
-    metric: str | None = None
-    quality_margin: float = 0.01
-    batch_size: int = 32
-    timing_s: float = 12.0
-    energy_s: float = 10.0
-    fresh_starts: int = 3
-    wait_s: float = 60.0
-    pue: float = 1.0
-    utilisation: float = 0.5
-    requests_per_day: float | None = None
-
-
-@dataclass
-class _Sheet:
-    """A report on the way: what each part of the session adds to."""
-
-    metrics: dict[str, float] = field(default_factory=dict)
-    tags: dict[str, str] = field(default_factory=dict)
-    params: dict[str, str] = field(default_factory=dict)
-    tables: dict[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
-    samples: dict[str, Sequence[float]] = field(default_factory=dict)
-
-    def interval(self, key: str, value: Interval) -> None:
-        """The figure, and where they are known the ends of its interval, as ``_lo`` and ``_hi``."""
-        self.metrics[key] = value.value
-        for end, number in (("lo", value.lo), ("hi", value.hi)):
-            if math.isfinite(number):
-                self.metrics[f"{key}_{end}"] = number
-
-    def contended(self, because: str) -> None:
-        """Flags the figures as disturbed by other work; the first reason is kept."""
-        self.tags["slim.measure.contended"] = "true"
-        self.tags.setdefault("slim.measure.contended_because", because)
-
-    def absent(self, key: str, reason: str) -> None:
-        self.tags[f"slim.absent.{key}"] = reason
 
 
 def measure_points(points: Sequence[ExportedModel], session: Session) -> list[Report]:
@@ -136,13 +46,13 @@ def measure_points(points: Sequence[ExportedModel], session: Session) -> list[Re
         MeasurementError: A figure could not be obtained that can't be left out.
     """
     predictors = [session.load(point) for point in points]
-    sheets = [_Sheet() for _ in points]
+    sheets = [Sheet() for _ in points]
     for predictor, sheet in zip(predictors, sheets, strict=True):
         settings = getattr(predictor, "settings", {})
         sheet.params.update({f"slim.engine.{name}": str(value).lower() for name, value in settings.items()})
     _quality(points, predictors, sheets, session)
     if is_generator(predictors[0]):
-        _language(points, predictors, sheets, session)
+        writing_quality(points, predictors, sheets, session)
     gc.collect()  # what was made before is not to take memory while something is timed
     with measure_slot() as waited, freed_memory_kept() as kept:
         ready = quiet_wait(session.wait_s)
@@ -160,7 +70,7 @@ def measure_points(points: Sequence[ExportedModel], session: Session) -> list[Re
         for number, scenario in enumerate(scenarios):
             left_s -= _timing(scenario, points, sheets, session, budget_s=left_s / (len(scenarios) - number))
         if is_generator(predictors[0]):
-            _token_timing(points, predictors, sheets, session)
+            time_writing(points, predictors, sheets, session)
         _energy(scenarios[-1], points, sheets, session)
         _fresh_processes(points, sheets, session)
     _sizes(points, disks_mib, sheets)
@@ -196,7 +106,7 @@ def _copies(
 
 
 def _quality(
-    points: Sequence[ExportedModel], predictors: Sequence[Predictor], sheets: Sequence[_Sheet], session: Session
+    points: Sequence[ExportedModel], predictors: Sequence[Predictor], sheets: Sequence[Sheet], session: Session
 ) -> None:
     test, spec = session.data.test, points[0].spec
     metric, why = headline(session.task, test, spec, session.metric)
@@ -213,41 +123,7 @@ def _quality(
         baseline = outputs if baseline is None else baseline
 
 
-def _language(
-    points: Sequence[ExportedModel], predictors: Sequence[Any], sheets: Sequence[_Sheet], session: Session
-) -> None:
-    """Divergence from the original's probabilities, and what misspelt prompts do to the original and to the others."""
-    test, spec = session.data.test, points[0].spec
-    some = [test.inputs[at * len(test) // min(ROWS, len(test))] for at in range(min(ROWS, len(test)))]
-    typed = [(misspelt_prompt(prompt, seed=session.seed), text) for prompt, text in test.inputs]
-    asks = any(prompt for prompt, _ in test.inputs)
-    original: tuple[list[Any], np.ndarray] | None = None
-    for predictor, sheet in zip(predictors, sheets, strict=True):
-        rows = predictor.distributions(some, places=_PLACES)
-        scores = predictor.scores(typed) if asks else np.zeros(0)
-        if asks:
-            worth = session.task.judge("log_likelihood", scores, test.references, spec)
-            sheet.metrics["quality/misspelt_log_likelihood"] = worth
-        else:
-            sheet.absent("quality/misspelt_log_likelihood", "the rows are texts without prompts")
-        if original is None:
-            original = (rows, scores)
-            continue
-        if [len(row) for row in rows] == [len(row) for row in original[0]]:
-            apart = divergences(original[0], rows)
-            sheet.metrics["quality/mean_kl"] = float(apart.mean())
-            sheet.metrics["quality/p99_kl"] = float(np.quantile(apart, 0.99))
-            sheet.params["slim.measure.kl_places"] = str(len(apart))
-        else:
-            sheet.absent("quality/mean_kl", "the models have different tokenizers")
-        if asks:
-            change = session.task.difference(
-                "log_likelihood", original[1], scores, test.references, spec, seed=session.seed
-            )
-            sheet.interval("quality/misspelt_log_likelihood_delta", change)
-
-
-def _conditions(sheets: Sequence[_Sheet], session: Session, ready: Readiness, waited: float) -> None:
+def _conditions(sheets: Sequence[Sheet], session: Session, ready: Readiness, waited: float) -> None:
     test = session.data.test
     for sheet in sheets:
         sheet.params.update(
@@ -274,7 +150,7 @@ def _conditions(sheets: Sequence[_Sheet], session: Session, ready: Readiness, wa
 def _timing(
     scenario: Scenario,
     points: Sequence[ExportedModel],
-    sheets: Sequence[_Sheet],
+    sheets: Sequence[Sheet],
     session: Session,
     *,
     budget_s: float,
@@ -328,41 +204,6 @@ def _timing(
     return timings.duration_s
 
 
-def _token_timing(
-    points: Sequence[ExportedModel], predictors: Sequence[Predictor], sheets: Sequence[_Sheet], session: Session
-) -> None:
-    """When each token comes, and what follows for tokens a second."""
-    median = representative_rows(session.data.test.inputs, 1)
-    names = arm_names(points)
-    calls: dict[str, Callable[[], Any]] = {}
-    for name, predictor in zip(names, predictors, strict=True):
-        generator: Any = predictor
-        calls[name] = partial(generator.stamps, predictor.encode(median))
-    logger.info("Timing each token: %d points in turns", len(points))
-    budget = session.timing_s * (QUICK if session.quick else 1.0) * len(points)
-    try:
-        with watch() as others:
-            timings = time_tokens(calls, budget_s=budget, seed=session.seed)
-    except MeasurementError as error:
-        logger.warning("Single tokens were not timed: %s", error)
-        for sheet in sheets:
-            sheet.absent("latency/ttft_p50_ms", str(error))
-        return
-    busy = others.load.disturbance()
-    for point, sheet, name in zip(points, sheets, names, strict=True):
-        for key, value in timings.figures(name).items():
-            sheet.interval(key, value)
-        if point is not points[0]:
-            for key, value in timings.speedups(name).items():
-                sheet.interval(key, value)
-        sheet.params["slim.measure.tokens.rounds"] = str(timings.rounds)
-        sheet.params["slim.measure.tokens.written_per_call"] = str(timings.tokens)
-        sheet.samples["tokens/per_token_s"] = timings.per_token_s(name).tolist()
-        sheet.samples["tokens/first_s"] = timings.first_s(name).tolist()
-        if busy:
-            sheet.contended(f"while timing each token: {busy}")
-
-
 def _control_failure(timings: Timings, scenario: Scenario) -> str:
     """Why no ratio of this run may be shown: the baseline differs from its own copy; empty when it doesn't."""
     if len(scenario.arms) < 2 or timings.rounds < FEWEST_ROUNDS:
@@ -371,7 +212,7 @@ def _control_failure(timings: Timings, scenario: Scenario) -> str:
     return speed.reason if speed.noisy else ""
 
 
-def _rate(scenario: Scenario, timings: Timings, arm: str, sheet: _Sheet, prefix: str) -> None:
+def _rate(scenario: Scenario, timings: Timings, arm: str, sheet: Sheet, prefix: str) -> None:
     """Latency of one text, or texts a second of batches."""
     found = latency(timings, arm)
     if scenario.rows == 1:
@@ -385,7 +226,7 @@ def _rate(scenario: Scenario, timings: Timings, arm: str, sheet: _Sheet, prefix:
     sheet.interval(f"throughput/{prefix}samples_per_s", rate)
 
 
-def _speedup(scenario: Scenario, timings: Timings, arm: str, sheet: _Sheet, suffix: str, spoilt: str) -> None:
+def _speedup(scenario: Scenario, timings: Timings, arm: str, sheet: Sheet, suffix: str, spoilt: str) -> None:
     key = f"speedup/{scenario.name}{suffix}"
     tag = "slim.speed" if scenario.name == "single" and not suffix else f"slim.speed.{scenario.name}{suffix}"
     try:
@@ -408,7 +249,7 @@ def _speedup(scenario: Scenario, timings: Timings, arm: str, sheet: _Sheet, suff
         sheet.contended(f"while timing {scenario.title}: the arms did not get the CPU")
 
 
-def _energy(scenario: Scenario, points: Sequence[ExportedModel], sheets: Sequence[_Sheet], session: Session) -> None:
+def _energy(scenario: Scenario, points: Sequence[ExportedModel], sheets: Sequence[Sheet], session: Session) -> None:
     keys = ("energy/wh_per_1k_samples", "energy/measured_share", "emissions/gco2e_per_1k_samples")
     key = keys[0]
     if session.meter is None:
@@ -454,7 +295,7 @@ def _energy(scenario: Scenario, points: Sequence[ExportedModel], sheets: Sequenc
                 sheet.tags["slim.energy.disagrees"] = "energy and CPU time differ by more than 15 %"
 
 
-def _saving(found: EnergyComparison, taken: ArmEnergy, sheet: _Sheet) -> None:
+def _saving(found: EnergyComparison, taken: ArmEnergy, sheet: Sheet) -> None:
     """Who takes less. Assumed power is no ground for a share of energy: then CPU time is what is known."""
     if found.grade != "D":
         assert taken.saving is not None
@@ -480,7 +321,7 @@ def _energy_params(found: EnergyComparison) -> dict[str, str]:
     }
 
 
-def _fresh_processes(points: Sequence[ExportedModel], sheets: Sequence[_Sheet], session: Session) -> None:
+def _fresh_processes(points: Sequence[ExportedModel], sheets: Sequence[Sheet], session: Session) -> None:
     """Cold start and peak memory, each point in processes of its own, the points in turns."""
     starts = min(session.fresh_starts, 2) if session.quick else session.fresh_starts
     if starts == 0:
@@ -506,7 +347,7 @@ def _fresh_processes(points: Sequence[ExportedModel], sheets: Sequence[_Sheet], 
         sheet.samples["load/cold_start_s"] = list(one.cold_starts_s)
 
 
-def _sizes(points: Sequence[ExportedModel], disks_mib: Sequence[float], sheets: Sequence[_Sheet]) -> None:
+def _sizes(points: Sequence[ExportedModel], disks_mib: Sequence[float], sheets: Sequence[Sheet]) -> None:
     for point, sheet, disk in zip(points, sheets, disks_mib, strict=True):
         sheet.metrics["size/disk_mib"] = disk
         if point.parameters:
@@ -517,7 +358,7 @@ def _sizes(points: Sequence[ExportedModel], disks_mib: Sequence[float], sheets: 
         sheet.metrics["size/compression"] = disks_mib[0] / disk
 
 
-def _costs(points: Sequence[ExportedModel], sheets: Sequence[_Sheet], session: Session) -> None:
+def _costs(points: Sequence[ExportedModel], sheets: Sequence[Sheet], session: Session) -> None:
     """What serving costs where a price is given, what the steps took, and when that has repaid itself."""
     for point, sheet in zip(points, sheets, strict=True):
         _price(sheet, session)
@@ -527,19 +368,10 @@ def _costs(points: Sequence[ExportedModel], sheets: Sequence[_Sheet], session: S
             _break_even(sheet, sheets[0], session)
         elif session.prepared is not None:
             _optimization([session.prepared], sheet, session)
-        _per_token(sheet)
+        per_token(sheet)
 
 
-def _per_token(sheet: _Sheet) -> None:
-    """Energy, emissions, price and break-even by tokens written; a request's prompt is shared out among them."""
-    written = int(sheet.params.get("slim.measure.tokens.written_per_call", 0))
-    for key, per_token in _PER_TOKEN.items() if written else ():
-        for end in ("", "_lo", "_hi"):
-            if (value := sheet.metrics.get(f"{key}{end}")) is not None:
-                sheet.metrics[f"{per_token}{end}"] = value * written if "break_even" in key else value / written
-
-
-def _price(sheet: _Sheet, session: Session) -> None:
+def _price(sheet: Sheet, session: Session) -> None:
     from .cost import usd_per_1m_samples
 
     key = "cost/usd_per_1m_samples"
@@ -557,7 +389,7 @@ def _price(sheet: _Sheet, session: Session) -> None:
     sheet.params["slim.cost.utilisation"] = f"{session.utilisation:g}"
 
 
-def _optimization(spent: Sequence[OptimizationCost], sheet: _Sheet, session: Session) -> None:
+def _optimization(spent: Sequence[OptimizationCost], sheet: Sheet, session: Session) -> None:
     """What the steps took; for the baseline, what making it from the given model took."""
     duration_s = sum(cost.duration_s for cost in spent)
     sheet.metrics["optimize/duration_s"] = duration_s
@@ -583,7 +415,7 @@ def _optimization(spent: Sequence[OptimizationCost], sheet: _Sheet, session: Ses
         sheet.absent("optimize/emissions_kgco2e", NO_INTENSITY)
 
 
-def _break_even(sheet: _Sheet, baseline: _Sheet, session: Session) -> None:
+def _break_even(sheet: Sheet, baseline: Sheet, session: Session) -> None:
     from .cost import energy_break_even
 
     key, joules = "optimize/break_even_samples", "energy/joules_per_sample"

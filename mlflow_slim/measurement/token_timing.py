@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,7 @@ from ..errors import MeasurementError
 from .garbage import no_garbage_collection
 from .stats import Interval, quantile_interval, ratio_interval
 
-__all__ = ["FEWEST_ROUNDS", "TokenTimings", "time_tokens"]
+__all__ = ["FEWEST_ROUNDS", "TokenTimings", "at_once", "time_together", "time_tokens"]
 
 FEWEST_ROUNDS, MOST_ROUNDS = 6, 30
 Floats = npt.NDArray[np.float64]
@@ -79,6 +80,40 @@ class TokenTimings:
             "speedup/first_token": ratio_interval(self.first_s(base), self.first_s(arm)),
             "speedup/decode": ratio_interval(self.per_token_s(base), self.per_token_s(arm)),
         }
+
+
+def at_once(request: Callable[[], object], count: int) -> Callable[[], float]:
+    """A call that makes so many requests in threads of their own, and gives the seconds until the last is answered."""
+
+    def call() -> float:
+        with ThreadPoolExecutor(count) as pool:
+            start = time.perf_counter()
+            for one in [pool.submit(request) for _ in range(count)]:
+                one.result()
+            return time.perf_counter() - start
+
+    return call
+
+
+def time_together(arms: Mapping[str, Callable[[], float]], *, budget_s: float, seed: int = 0) -> dict[str, Floats]:
+    """Seconds of every call of each arm, in turns, ``(rounds,)`` each.
+
+    Args:
+        arms: By name; each gives the seconds that it took.
+        budget_s: Wall seconds for it all; the fewest rounds are made even beyond it.
+        seed: Decides the order in each round.
+    """
+    order, begin = random.Random(seed), time.perf_counter()
+    found: dict[str, list[float]] = {name: [] for name in arms}
+    with no_garbage_collection():
+        for call in arms.values():
+            call()
+        for rounds in range(MOST_ROUNDS):
+            if rounds >= FEWEST_ROUNDS and time.perf_counter() - begin > budget_s:
+                break
+            for name in order.sample(list(arms), len(arms)):
+                found[name].append(arms[name]())
+    return {name: np.array(seconds) for name, seconds in found.items()}
 
 
 def _rate(milliseconds: Interval, count: int) -> Interval:

@@ -177,15 +177,16 @@ class Drafting:
         return guessed
 
 
-def through_texts(draft: Drafting, ours: PromptFile, theirs: PromptFile, *, tokens: int) -> Guess:
+def through_texts(decoder: Decoder, ours: PromptFile, theirs: PromptFile, *, tokens: int) -> Guess:
     """Guesses of a model with another vocabulary: texts go to it and come back.
 
     Args:
-        draft: Guesses in the other model's tokens.
+        decoder: The smaller model.
         ours: Tokens of the model that checks.
         theirs: Tokens of the one that guesses.
         tokens: Most tokens to guess at a time.
     """
+    draft = Drafting(decoder, tokens=tokens, size=theirs.size)
 
     def guess(history: Sequence[int], room: int) -> Sequence[int]:
         text = ours.exact_text(history)
@@ -301,13 +302,21 @@ class TextGenerator:
         bundle: What its folder says.
         threads: Threads it computes with.
         settings: What was set in the engine, for the record.
+
+    Texts may be written in several threads at once: each has a cache and guesses of its own.
     """
 
     def __init__(
-        self, bundle: Bundle, prompts: PromptFile, decoder: Decoder, threads: int, *, guess: Guess | None = None
+        self,
+        bundle: Bundle,
+        prompts: PromptFile,
+        decoder: Decoder,
+        threads: int,
+        *,
+        guessing: Callable[[], Guess] | None = None,
     ) -> None:
         self.bundle, self.threads, self.settings = bundle, threads, decoder.settings
-        self._prompts, self._decoder, self._guess = prompts, decoder, guess
+        self._prompts, self._decoder, self._guessing = prompts, decoder, guessing
         spec = bundle.spec
         self._max_length, self._new_tokens = int(spec["max_length"]), int(spec["max_new_tokens"])
         self._timed = Writing(self._new_tokens or 32, ignore_end=True)
@@ -315,9 +324,9 @@ class TextGenerator:
     def __repr__(self) -> str:
         return f"TextGenerator(backend={self.bundle.backend!r}, threads={self.threads})"
 
-    def guess(self, history: Sequence[int], room: int) -> Sequence[int]:
-        """What is guessed to follow, at most so many tokens; nothing where guessing is off."""
-        return self._guess(history, room) if self._guess is not None else ()
+    def new_guess(self) -> Guess | None:
+        """Guesses for one text, since it may keep what it has read of it; None where guessing is off."""
+        return self._guessing() if self._guessing is not None else None
 
     def encode(self, inputs: Sequence[Any]) -> dict[str, np.ndarray]:
         """Tokens of the prompts, ``input_ids`` ``(rows, tokens)``, padded behind with -1."""
@@ -337,7 +346,7 @@ class TextGenerator:
     def tokens(self, row: np.ndarray, *, count: Callable[[int, int], None] | None = None) -> Iterator[int]:
         """Exactly so many tokens for one encoded prompt, one by one; ``count`` as in `write_on`."""
         ids = [int(token) for token in row if token >= 0]
-        return write_on(self._decoder, ids, self._timed, guess=self._guess, count=count)
+        return write_on(self._decoder, ids, self._timed, guess=self.new_guess(), count=count)
 
     def stamps(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
         """Seconds from the start until each token of the first prompt's answer was there, ``(tokens,)``."""
@@ -432,7 +441,7 @@ class TextGenerator:
         new: list[int] = []
         sent = ""
         longest = max(map(len, writing.stop), default=0)
-        tokens = write_on(self._decoder, ids, writing, self._prompts.end_ids, guess=self._guess, count=count)
+        tokens = write_on(self._decoder, ids, writing, self._prompts.end_ids, guess=self.new_guess(), count=count)
         for token in tokens:
             if written is not None:
                 written.append(token)

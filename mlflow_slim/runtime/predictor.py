@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -13,7 +14,7 @@ from . import openvino_engine, tasks
 from .bundle import Bundle, BundleError, read_bundle
 from .decoders import Decoder, OnnxDecoder, TorchDecoder
 from .encoder import TokenizerFile
-from .generation import ASSISTANT, Drafting, TextGenerator, lookup, through_texts
+from .generation import ASSISTANT, Drafting, Guess, TextGenerator, lookup, through_texts
 from .onnx_engine import MODEL, OnnxEngine
 from .prompts import PromptFile
 from .torch_engine import TorchEngine, load_model, to_int8, transformers_encoder
@@ -140,19 +141,20 @@ def _open_generator(bundle: Bundle, task: ModuleType, threads: int, device: str)
         return None
     prompts = _prompts(bundle)
     engine = bundle.content.get("engine", {})
-    guess = lookup(**engine["lookup"]) if "lookup" in engine else None
-    if (options := engine.get("assistant")) is not None:
+    guessing: Callable[[], Guess] | None = None
+    if "lookup" in engine:
+        guessing = partial(lookup, **engine["lookup"])
+    elif (options := engine.get("assistant")) is not None:
         other = read_bundle(bundle.directory / ASSISTANT, verify=False)  # the manifest of the whole covers it
         smaller = _decoder(other, task, threads, device)
         if smaller is None:
             return None
-        draft = Drafting(smaller, tokens=options["tokens"], size=prompts.size if options["same_vocabulary"] else None)
-        guess = (
-            draft
-            if options["same_vocabulary"]
-            else through_texts(draft, prompts, _prompts(other), tokens=options["tokens"])
-        )
-    return TextGenerator(bundle, prompts, decoder, threads, guess=guess)
+        if options["same_vocabulary"]:
+            guessing = partial(Drafting, smaller, tokens=options["tokens"], size=prompts.size)
+        else:
+            theirs = _prompts(other)
+            guessing = partial(through_texts, smaller, prompts, theirs, tokens=options["tokens"])
+    return TextGenerator(bundle, prompts, decoder, threads, guessing=guessing)
 
 
 def _prompts(bundle: Bundle) -> PromptFile:

@@ -223,6 +223,10 @@ class TextClassification:
         """Metrics that can be the headline: those with a paired interval."""
         return ("f1_macro", "f1_micro", "exact_match") if spec["multi_label"] else ("accuracy", "f1_macro", "mcc")
 
+    def training_metric(self, metric: str) -> str:
+        """The headline itself."""
+        return metric
+
     def judge(self, metric: str, outputs: np.ndarray, references: np.ndarray, spec: Mapping[str, Any]) -> float:
         """One of the metrics of `judged_by`, without the import that `quality` needs."""
         from ..measurement.stats import LABEL_METRICS
