@@ -175,7 +175,7 @@ def _walk(decoder: Decoder, ids: np.ndarray) -> np.ndarray:
     """Logits of all tokens in one pass, then of the last ones again one by one from a cache that was cut back."""
     import numpy as np
 
-    cache = decoder.begin()
+    cache = decoder.begin(len(ids))
     whole = decoder.step(ids, cache, keep=len(ids))
     half = max(1, len(ids) // 2)
     decoder.crop(cache, half)

@@ -250,7 +250,7 @@ class Task(Protocol):
         ...
 
     def training_metric(self, metric: str) -> str:
-        """What epochs are chosen by where ``metric`` is the headline: the same, or one that goes with it and is cheap."""
+        """What epochs are chosen by where ``metric`` is the headline: itself, or one that goes with it and is cheap."""
         ...
 
     def judge(self, metric: str, outputs: np.ndarray, references: np.ndarray, spec: Mapping[str, Any]) -> float:

@@ -243,7 +243,6 @@ def test_nothing_worth_learning_is_said(lm: Inputs, tmp_path: Path) -> None:
         ({"max_usd": 1.0}, "needs prices"),
         ({"usd_per_1m_read": 1.0}, "none is given"),
         ({"mode": "golden", "template": "{prompt}"}, "no {answer}"),
-        ({"min_f1": 0.5}, "only mode golden"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(options: dict[str, Any], message: str) -> None:

@@ -507,6 +507,27 @@ class TestOnnx:
         assert bundle.read(tmp_path / "guessing").variant == "quantize.weight_only+speculate.lookup@onnxruntime"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma"])
+def test_a_compiled_model_writes_the_same_whatever_is_guessed(kind: str, tmp_path: Path) -> None:
+    from mlflow_slim.techniques.compile_torch import CompileTorch
+
+    inputs = load(tmp_path, model=make_language_model(tmp_path / "lm", kind))
+    assert inputs.source is not None
+    found = CompileTorch().apply(inputs.source, context_of(inputs, tmp_path, "torch"))
+    notes = found.lineage[-1].notes
+    assert (notes["graphs"], notes["graph_breaks"]) == (1, 0)
+    assert notes["identical_prompts"] == notes["compared_prompts"] == 4
+    bundle.set_engine(found.builds["torch"], {"lookup": {"tokens": 4, "ngram": 2}})
+    backend: Any = load_backend("torch")
+    compiled = backend.load(found.builds["torch"], threads=1)
+    backend.export(inputs.source, tmp_path / "plain", inputs.data.test.inputs[:2])
+    plain = backend.load(tmp_path / "plain", threads=1)
+    prompts = [prompt for prompt, _ in inputs.data.test.inputs]
+    assert [compiled.answer(p, Writing(12)) for p in prompts] == [plain.answer(p, Writing(12)) for p in prompts]
+    assert compiled.answer(prompts[0], Writing(150)) == plain.answer(prompts[0], Writing(150))  # beyond its cache
+
+
 def test_texts_written_in_several_threads_at_once_are_the_same(lm: Inputs, tmp_path: Path) -> None:
     """A server does that; a smaller model that guesses keeps what it has read of a text."""
     from concurrent.futures import ThreadPoolExecutor

@@ -21,8 +21,8 @@ class Decoder(Protocol):
 
     settings: dict[str, Any]
 
-    def begin(self) -> Any:
-        """An empty cache."""
+    def begin(self, length: int) -> Any:
+        """An empty cache for a text of so many tokens, prompt and answer; more may come, and may be slower."""
         ...
 
     def step(self, ids: np.ndarray, cache: Any, *, keep: int) -> np.ndarray:
@@ -40,23 +40,36 @@ class TorchDecoder:
     Args:
         model: The model, in eval mode, on the device it shall run on.
         threads: Threads of torch, >= 1; set again before a call when another engine has changed them.
+        compile_mode: Mode of torch.compile for passes of one token, over a cache of fixed size; None runs the model as
+            it is. Where compiling fails, the model is run as it is, with a warning.
+        length: Tokens that the cache of fixed size has room for; longer texts are not run compiled.
     """
 
-    def __init__(self, model: Any, *, threads: int) -> None:
+    def __init__(self, model: Any, *, threads: int, compile_mode: str | None = None, length: int = 0) -> None:
         import torch
 
-        self._torch, self._model, self._threads = torch, model, threads
+        self._torch, self._model, self._threads, self._length = torch, model, threads, length
+        self._compiled: Any = None
+        if compile_mode is not None:
+            mode = None if compile_mode == "default" else compile_mode
+            self._compiled = torch.compile(self._one, dynamic=False, mode=mode)
         self.settings = {
             "threads": threads,
             "device": str(model.device),
             "dtype": str(model.dtype).removeprefix("torch."),
-            "compile": "no",
+            "compile": compile_mode or "no",
         }
 
-    def begin(self) -> Any:
-        """Transformers' own cache for this model."""
-        from transformers import DynamicCache
+    def _one(self, tokens: Any, positions: Any, cache: Any) -> Any:
+        """Logits after one token; written out, because a keyword more or less is another graph."""
+        return self._model(input_ids=tokens, position_ids=positions, past_key_values=cache, use_cache=True).logits
 
+    def begin(self, length: int) -> Any:
+        """Transformers' own cache for this model, of fixed size where it is compiled and the text fits."""
+        from transformers import DynamicCache, StaticCache
+
+        if self._compiled is not None and length <= self._length:
+            return StaticCache(config=self._model.config, max_cache_len=self._length)
         return DynamicCache(config=self._model.config)
 
     def step(self, ids: np.ndarray, cache: Any, *, keep: int) -> np.ndarray:
@@ -66,13 +79,34 @@ class TorchDecoder:
             torch.set_num_threads(self._threads)
         with torch.inference_mode():
             tokens = torch.from_numpy(np.asarray(ids, dtype=np.int64))[None].to(self._model.device)
-            outputs = self._model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=keep)
-            logits: np.ndarray = outputs.logits[0, -keep:].float().cpu().numpy()
+            found = self._pass_compiled(tokens, cache)
+            if found is None:
+                found = self._model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=keep).logits
+            logits: np.ndarray = found[0, -keep:].float().cpu().numpy()
         return logits
+
+    def _pass_compiled(self, tokens: Any, cache: Any) -> Any:
+        """Logits of a compiled pass; None where the model is to be run as it is."""
+        if self._compiled is None or tokens.shape[1] != 1 or not cache.is_compileable:
+            return None
+        length = int(cache.get_seq_length())
+        try:
+            return self._compiled(tokens, self._torch.tensor([[length]], device=tokens.device), cache)
+        except Exception as error:  # the compiler and what it calls raise many kinds
+            if int(cache.get_seq_length()) != length:
+                raise  # the token may be in the cache already
+            logger.warning("torch.compile failed (%s); the model runs uncompiled, so slower.", error)
+            self._compiled, self.settings["compile"] = None, "failed"
+            return None
 
     def crop(self, cache: Any, length: int) -> None:
         """See `Decoder.crop`."""
-        if (surplus := cache.get_seq_length() - length) > 0:
+        if (surplus := int(cache.get_seq_length()) - length) <= 0:
+            return
+        if cache.is_compileable:
+            for layer in cache.layers:  # what lies behind is written over before it is looked at
+                layer.cumulative_length.sub_(surplus)
+        else:
             cache.crop(-surplus)  # by how many, not to how many: newer versions take nothing else
 
 
@@ -108,7 +142,7 @@ class OnnxDecoder:
         self._positions = "position_ids" in taken
         self._outputs = [one.name for one in self._session.get_outputs()]
 
-    def begin(self) -> _OnnxCache:
+    def begin(self, length: int) -> _OnnxCache:  # noqa: ARG002 - it grows
         """A cache without tokens."""
         import onnxruntime
 

@@ -166,7 +166,7 @@ class Drafting:
         while same < limit and self._held[same] == history[same]:
             same += 1
         if same == 0 or self._cache is None:
-            self._cache, same = self._decoder.begin(), 0
+            self._cache, same = self._decoder.begin(len(history) + room + 1), 0
         self._decoder.crop(self._cache, same)
         pending, guessed = list(history[same:]), list[int]()
         for _ in range(min(self._tokens, room)):
@@ -228,7 +228,7 @@ def write_on(
         count: Told after every pass of the model how many tokens were guessed and how many of them were right.
     """
     choose = writing.chooser()
-    cache = decoder.begin()
+    cache = decoder.begin(len(ids) + writing.max_new_tokens)
     history, pending, held, written = list(ids), list(ids), 0, 0
     while True:
         room = writing.max_new_tokens - written - 1
@@ -267,7 +267,7 @@ def score(decoder: Decoder, ids: Sequence[int], start: int) -> tuple[np.ndarray,
     wanted = np.array(ids[start:], dtype=np.int64)
     if not len(wanted):
         return np.zeros(0), np.zeros(0, dtype=np.int64)
-    logits = decoder.step(np.array(ids[:-1], dtype=np.int64), decoder.begin(), keep=len(wanted))
+    logits = decoder.step(np.array(ids[:-1], dtype=np.int64), decoder.begin(len(ids)), keep=len(wanted))
     return logits[np.arange(len(wanted)), wanted] - _totals(logits), logits.argmax(axis=1)
 
 
@@ -367,7 +367,7 @@ class TextGenerator:
             if count < 1:
                 continue
             logits = self._decoder.step(
-                np.array(ids[: start + count - 1], dtype=np.int64), self._decoder.begin(), keep=count
+                np.array(ids[: start + count - 1], dtype=np.int64), self._decoder.begin(len(ids)), keep=count
             )
             found.append((logits - _totals(logits)[:, None]).astype(np.float32))
         return found

@@ -165,7 +165,9 @@ def _decoder(bundle: Bundle, task: ModuleType, threads: int, device: str) -> Dec
     if bundle.backend == "onnxruntime":
         return OnnxDecoder(bundle.directory / MODEL, threads=threads)
     if bundle.backend == "torch":
-        return TorchDecoder(_torch_model(bundle, task, device)[0], threads=threads)
+        model, compile_mode = _torch_model(bundle, task, device)
+        length = int(bundle.spec["max_length"])
+        return TorchDecoder(model, threads=threads, compile_mode=compile_mode, length=length)
     return None
 
 

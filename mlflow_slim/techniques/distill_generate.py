@@ -90,7 +90,7 @@ class DistillGenerate(BaseModel):
         0.3, ge=0, le=1, description="Largest share of an answer's three-word runs that stood in it before."
     )
     min_f1: float = Field(
-        0.0, ge=0, le=1, description="Least token F1 of an answer against the right one, 0 to 1; mode golden."
+        0.0, ge=0, le=1, description="Least token F1 of an answer against the right one; mode golden only."
     )
     judge: bool = Field(False, description="Ask the teacher whether each answer is good, and keep those that are.")
     student: str | None = Field(
@@ -132,8 +132,6 @@ class DistillGenerate(BaseModel):
             raise ValueError("max_usd needs prices. Write usd_per_1m_read and usd_per_1m_written.")
         if any(price is not None for price in prices) and self.endpoint is None:
             raise ValueError("Prices are of an endpoint, and none is given. Leave them out, or write endpoint.")
-        if self.min_f1 and self.mode != "golden":
-            raise ValueError("min_f1 compares with right answers, which only mode golden may. Leave it out.")
         wanted = ["{prompt}", *(["{answer}"] if self.mode == "golden" else [])]
         if self.template is not None and (lacking := [part for part in wanted if part not in self.template]):
             raise ValueError(f"template has no {' and no '.join(lacking)} in it.")
@@ -220,7 +218,7 @@ class DistillGenerate(BaseModel):
             found = ask(teacher, asked, store, budget, max_new_tokens=longest, label=self.name)
         reasons = why_not(prompts, found.replies, rules)
         answers = [reply.text if reply is not None else "" for reply in found.replies]
-        if self.min_f1:
+        if self.mode == "golden":
             for row, reason in enumerate(reasons):
                 if not reason and token_f1(answers[row], golden[row]) < self.min_f1:
                     reasons[row] = "far from the right answer"
