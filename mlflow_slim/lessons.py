@@ -18,7 +18,7 @@ from .errors import ModelError
 from .interfaces import Context
 from .losses import Divergence, distillation_loss, divergence_of
 from .scoring import outputs_of
-from .training import training_rows
+from .training import pad_before, training_rows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -154,17 +154,13 @@ class _TokenLesson:
         import torch
 
         how, source = self._how, self._student
-        prompts = _prompts(inputs["input_ids"], inputs["attention_mask"], labels)
-        width = max(map(len, prompts))
         pad = source.processor.pad_token_id
-        ids = torch.full((len(prompts), width), pad, device=labels.device)
-        mask = torch.zeros_like(ids)
-        for row, prompt in enumerate(prompts):  # padded before, so that all go on at the same place
-            ids[row, width - len(prompt) :] = prompt
-            mask[row, width - len(prompt) :] = 1
+        prompts = _prompts(inputs["input_ids"], inputs["attention_mask"], labels)
+        ids, mask = pad_before(prompts, pad, labels.device)
+        width = ids.shape[1]
         with torch.no_grad():
             model.eval()
-            texts = model.generate(
+            texts = getattr(model, "module", model).generate(
                 input_ids=ids,
                 attention_mask=mask,
                 do_sample=True,
@@ -191,7 +187,7 @@ class _TokenLesson:
         return divergence_of(ours, theirs, kind=how.divergence, beta=how.beta).mean() * how.temperature**2
 
 
-def _prompts(ids: Tensor, mask: Tensor, labels: Tensor) -> list[Tensor]:
+def _prompts(ids: Tensor, mask: Tensor, labels: Tensor) -> list[Any]:
     """What stands before the tokens to learn in each row; the first half of a row that is all to be learned."""
     found = []
     for row, real, wanted in zip(ids, mask, labels, strict=True):

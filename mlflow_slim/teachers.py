@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from .artifact import OptimizedModel
 from .errors import ConfigError, ModelError
 from .runtime.generation import Reply
+from .training import pad_before
 
 __all__ = ["EndpointTeacher", "LocalTeacher", "Prompt", "Reply", "Teacher", "check_endpoint"]
 
@@ -81,13 +82,8 @@ class LocalTeacher:
     def _write(self, batch: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
         import torch
 
-        width = max(map(len, batch))
         pad = self._source.processor.pad_token_id
-        ids = torch.full((len(batch), width), pad, device=self._model.device)
-        mask = torch.zeros_like(ids)
-        for row, tokens in enumerate(batch):  # padded before, so that all go on at the same place
-            ids[row, width - len(tokens) :] = torch.tensor(tokens)
-            mask[row, width - len(tokens) :] = 1
+        ids, mask = pad_before(batch, pad, self._model.device)
         drawn: dict[str, Any] = {"do_sample": True, "temperature": self._temperature, "top_k": 0, "top_p": 1.0}
         with torch.inference_mode():
             texts = self._model.generate(
@@ -98,7 +94,7 @@ class LocalTeacher:
                 eos_token_id=sorted(self._prompts.end_ids) or None,
                 **(drawn if self._temperature else {"do_sample": False}),
             )
-        return [row[width:].tolist() for row in texts]
+        return [row[ids.shape[1] :].tolist() for row in texts]
 
 
 def check_endpoint(endpoint: str) -> str:

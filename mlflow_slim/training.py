@@ -18,10 +18,12 @@ from .errors import TrainingDiverged
 from .runtime.torch_engine import quiet_transformers
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from .artifact import OptimizedModel
     from .interfaces import Context, Split
 
-__all__ = ["FitOptions", "FitResult", "collate", "fit", "training_rows"]
+__all__ = ["FitOptions", "FitResult", "collate", "fit", "pad_before", "training_rows"]
 
 logger = logging.getLogger(__name__)
 BAD_STEPS = 3
@@ -123,6 +125,19 @@ def collate(processor: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]
     for name in (k for k in rows[0] if k not in tensors):
         padded[name] = torch.as_tensor(_stack([row[name] for row in rows]))
     return dict(padded)
+
+
+def pad_before(prompts: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[Tensor, Tensor]:
+    """Tokens and mask ``(rows, tokens)`` of prompts that end at the same place, so that all are gone on from there."""
+    import torch
+
+    width = max(map(len, prompts))
+    ids = torch.full((len(prompts), width), pad, device=device)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.as_tensor(prompt, device=device)
+        mask[row, width - len(prompt) :] = 1
+    return ids, mask
 
 
 def fit(

@@ -112,6 +112,19 @@ def test_pruned_decoders_run_on_onnxruntime(tmp_path: Path) -> None:
     np.testing.assert_allclose(outputs[0], outputs[1], atol=1e-2)
 
 
+@pytest.mark.parametrize(("share", "kept"), [(0.7, 1), (0.8, 2), (0.01, 1), (2, 2), (2.0, 2)])
+def test_a_share_of_the_layers_stays(lm: Inputs, share: Any, kept: int, tmp_path: Path) -> None:
+    assert lm.source is not None
+    step: Any = load_technique("prune.depth")(layers=share, recovery="none")
+    assert len(step.apply(lm.source, context_of(lm, tmp_path)).lineage[-1].notes["layers_kept"]) == kept
+
+
+@pytest.mark.parametrize("share", [1.5, -0.5])
+def test_shares_that_are_none_are_refused(share: float) -> None:
+    with pytest.raises(ValueError, match="share above 0 and below 1"):
+        load_technique("prune.depth")(layers=share)
+
+
 def test_wanda_keeps_what_is_fed_much(tmp_path: Path) -> None:
     """Weights of one size: those go that meet the smallest inputs, the same share of every row."""
     inputs = load(tmp_path, model=make_language_model(tmp_path / "lm"))

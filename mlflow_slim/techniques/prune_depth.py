@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ..artifact import OptimizedModel, StepRecord
 from ..depth import checked_layers, choose_layers, find_layers, keep_layers
@@ -26,8 +26,9 @@ class PruneDepth(Recovery):
     name: ClassVar[str] = "prune.depth"
     generates: ClassVar[bool] = True
 
-    layers: int | tuple[int, ...] | None = Field(
-        None, description="How many layers to keep, or which; default: half of them."
+    layers: int | float | tuple[int, ...] | None = Field(
+        None,
+        description="How many layers to keep, which, or what share of them (a number below 1); default: half of them.",
     )
     importance: Literal["activation", "spread", "alternate", "first", "last"] = Field(
         "activation",
@@ -36,13 +37,32 @@ class PruneDepth(Recovery):
     )
     rows: int = Field(512, ge=1, description="Training rows to score layers on, at most.")
 
+    @field_validator("layers")
+    @classmethod
+    def _share_or_number(cls, value: Any) -> Any:
+        if not isinstance(value, float) or 0 < value < 1:
+            return value
+        if value.is_integer():
+            return int(value)
+        raise ValueError(
+            f"layers is {value:g}. Write a whole number, a list of layers, or a share above 0 and below 1."
+        )
+
     def check(self, source: OptimizedModel) -> None:
         """Raises when the model has no such layers; looks at shapes only."""
+        count = self._count(source)
         total = len(find_layers(source.model)[1])
-        if isinstance(self.layers, tuple):
-            checked_layers(self.layers, total)
-        elif self.layers is not None:
-            choose_layers(total, self.layers)
+        if isinstance(count, tuple):
+            checked_layers(count, total)
+        else:
+            choose_layers(total, count)
+
+    def _count(self, source: OptimizedModel) -> int | tuple[int, ...]:
+        """How many layers are kept, or which."""
+        total = len(find_layers(source.model)[1])
+        if self.layers is None:
+            return max(1, total // 2)
+        return max(1, round(self.layers * total)) if isinstance(self.layers, float) else self.layers
 
     def apply(self, source: OptimizedModel, context: Context) -> OptimizedModel:
         """A model with fewer layers; ``source`` is left as it is.
@@ -54,7 +74,7 @@ class PruneDepth(Recovery):
         self.check(source)
         total = len(find_layers(source.model)[1])
         notes: dict[str, Any] = {"layers_before": total}
-        count = self.layers if self.layers is not None else max(1, total // 2)
+        count = self._count(source)
         if isinstance(count, tuple):
             kept = sorted(set(count))
         elif self.importance == "activation":
