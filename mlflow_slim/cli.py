@@ -91,8 +91,9 @@ def _parser() -> argparse.ArgumentParser:
     sweep = commands.add_parser(
         "sweep",
         help="try many chains cheaply and measure what is worth keeping",
-        description="Searches a space: a YAML file, sweep.small (the default), sweep.thorough or sweep.llm. Options are "
-        "those of a recipe, and --search.<option>, --budget_minutes, --budget_kwh, --max_trials; try: mlflow-slim show sweep",
+        description="Searches a space: a YAML file, sweep.small (the default), sweep.thorough or sweep.llm. Options "
+        "are those of a recipe, and --search.<option>, --budget_minutes, --budget_kwh, --max_trials; try: mlflow-slim "
+        "show sweep",
     )
     for command in (compare, promote, sweep):
         command.add_argument("overrides", nargs="*", help="options, --key=value")
