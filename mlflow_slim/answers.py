@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .cache import StepCache, content_key
+from .errors import ModelError
 from .runtime.prompts import shown
 from .teachers import Prompt, Reply, Teacher
 
@@ -161,7 +162,13 @@ def ask(
             logger.warning("%s: %.2f USD are spent; %d prompts go unasked", label, budget.usd(found), left)
             break
         shard = missing[start : start + size]
-        store.add(shard, teacher.answer(shard, max_new_tokens=max_new_tokens))
+        answered = teacher.answer(shard, max_new_tokens=max_new_tokens)
+        store.add(shard, answered)
+        if budget.max_usd is not None and any(min(reply.prompt_tokens, reply.new_tokens) < 0 for reply in answered):
+            raise ModelError(
+                f"{teacher.name} doesn't say how many tokens it used, so max_usd can't be kept to. Leave it out and "
+                "limit rows instead."
+            )
         done += len(shard)
         logger.info("%s: %d of %d prompts answered", label, done, len(missing))
     replies = tuple(store.find(prompt) for prompt in prompts)

@@ -7,6 +7,7 @@ never written anywhere.
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
 import threading
 import time
@@ -26,6 +27,8 @@ Prompt: TypeAlias = str | Sequence[Mapping[str, Any]]
 """A text, or the messages of a chat."""
 _BATCH = 16
 _TRIES = 5
+_MOST_BYTES = 16 << 20
+"""Of an answer; more is no chat completion."""
 _TRY_AGAIN = (408, 429, 500, 502, 503, 504)
 
 
@@ -200,15 +203,22 @@ class EndpointTeacher:
 
     def _ask(self, prompt: Prompt, max_new_tokens: int) -> Reply:
         import requests
+        from urllib3.exceptions import HTTPError
 
         self._wait()
         content: Any = {**self._asked, "max_tokens": max_new_tokens}
         content["messages"] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         try:
             found = self._session.post(
-                f"{self._endpoint}/chat/completions", json=content, timeout=self._timeout_s, allow_redirects=False
+                f"{self._endpoint}/chat/completions",
+                json=content,
+                timeout=self._timeout_s,
+                allow_redirects=False,
+                stream=True,
             )
-        except requests.RequestException as error:
+            body = found.raw.read(_MOST_BYTES + 1, decode_content=True)
+            found.close()
+        except (requests.RequestException, HTTPError) as error:
             raise ModelError(
                 f"The endpoint {self._endpoint} can't be asked: {_reason(error)}. What it answered so far is kept; "
                 "run the same command again to go on."
@@ -221,11 +231,13 @@ class EndpointTeacher:
             )
         if found.status_code != 200:
             raise ModelError(
-                f"The endpoint {self._endpoint} answered HTTP {found.status_code}: {found.text[:200]!r}. What it "
+                f"The endpoint {self._endpoint} answered HTTP {found.status_code}: {_text(body)}. What it "
                 "answered so far is kept; run the same command again to go on."
             )
         try:
-            content = found.json()
+            if len(body) > _MOST_BYTES:
+                raise ValueError
+            content = json.loads(body)
             choice = content["choices"][0]
             usage = content.get("usage") or {}
             text = choice["message"]["content"] or ""
@@ -233,7 +245,7 @@ class EndpointTeacher:
             return Reply(str(text).strip(), read, written, choice.get("finish_reason") == "length")
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise ModelError(
-                f"The endpoint {self._endpoint} answered something else than a chat completion: {found.text[:200]!r}. "
+                f"The endpoint {self._endpoint} answered something else than a chat completion: {_text(body)}. "
                 "Give the address under which /chat/completions is."
             ) from error
 
@@ -246,6 +258,10 @@ class EndpointTeacher:
             at = max(now, self._next)
             self._next = at + self._apart_s
         time.sleep(at - now)
+
+
+def _text(body: bytes) -> str:
+    return repr(body[:200].decode("utf-8", errors="replace"))
 
 
 def _reason(error: Exception) -> str:

@@ -353,6 +353,16 @@ def test_distilling_from_an_endpoint_counts_tokens_and_money(lm: Inputs, endpoin
     assert "endpoint" in record.notes["caution"]
 
 
+def test_an_endpoint_that_counts_no_tokens_can_have_no_limit_of_money(
+    lm: Inputs, endpoint: str, tmp_path: Path
+) -> None:
+    assert lm.source is not None
+    Endpoint.plan = [(200, {"choices": [{"message": {"content": "a"}, "finish_reason": "stop"}]})] * 5
+    options = {"endpoint": endpoint, "endpoint_model": "m", "usd_per_1m_read": 1, "usd_per_1m_written": 2}
+    with pytest.raises(ModelError, match="doesn't say how many tokens it used"):
+        generate(lm.source, context_of(lm, tmp_path), rows=20, max_usd=1.0, **options)
+
+
 def test_a_judge_takes_out_what_it_finds_bad(lm: Inputs, endpoint: str, tmp_path: Path) -> None:
     assert lm.source is not None
 
