@@ -281,9 +281,9 @@ class Recipe(_Section):
         raw_steps = content.get("steps") or []
         if isinstance(raw_steps, list):
             content["steps"] = [_step_entry(step) for step in raw_steps]
-        for key, value in (overrides or {}).items():
-            if not (isinstance(value, str) and value == ""):
-                _override(content, key, value, faults)
+        given = {key: v for key, v in (overrides or {}).items() if not (isinstance(v, str) and v == "")}
+        for key in sorted(given, key=lambda key: key != "steps"):  # other steps first, then what is said of them
+            _override(content, key, given[key], faults)
         steps = list(_read_steps(content.pop("steps", []), faults))
         try:
             recipe = cls.model_validate({**content, "steps": tuple(steps)})
@@ -409,6 +409,10 @@ def _override(content: dict[str, Any], key: str, value: Any, faults: list[str]) 
     head, _, rest = key.partition(".")
     if head == "steps" and rest:
         _override_step(content, key, rest, value, faults)
+        return
+    if key == "steps":  # names with commas between
+        value = split_words(value)
+        content[key] = [_step_entry(step) for step in value] if isinstance(value, list) else value
         return
     if not rest:
         content[head] = value

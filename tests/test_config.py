@@ -198,3 +198,13 @@ def test_readme_or_what_it_links_names_every_parameter_of_the_entry_points() -> 
 def test_a_region_that_does_not_exist_is_found_by_check() -> None:
     with pytest.raises(ConfigError, match="'FR'"):
         Recipe.load("distill", {"region": "FR"})
+
+
+def test_other_steps_are_named_on_the_command_line_and_their_options_after() -> None:
+    wanted = {"steps.speculate.assistant": "./small", "steps": "quantize.weight_only, speculate.assistant"}
+    recipe = Recipe.load("speculate-llm", {**wanted, "export.backends": "onnxruntime"})
+    assert [step.name for step in recipe.steps] == ["quantize.weight_only", "speculate.assistant"]
+    assert recipe.steps[1].assistant == "./small"
+    with pytest.raises(ConfigError, match="tokns"):
+        Recipe.load("speculate-llm", {"steps": "speculate.lookup", "steps.speculate.tokns": 3})
+    assert Recipe.load("prune", {"steps": "prune.depth"}).steps[0].name == "prune.depth"
