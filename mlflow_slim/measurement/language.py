@@ -46,7 +46,7 @@ def misspelt(text: str, *, seed: int) -> str:
     """A text in which a tenth of the words, one at least, have two inner letters swapped.
 
     >>> misspelt("the weather is fine", seed=0)
-    'the waether is fine'
+    'the weatehr is fine'
     """
     words = list(_WORD.finditer(text))
     if not words:
