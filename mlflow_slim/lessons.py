@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-__all__ = ["Lesson", "Teaching", "check_vocabularies", "make_lesson"]
+__all__ = ["Lesson", "Teaching", "check_same_tokens", "make_lesson"]
 
 _BATCH = 16
 _NOTHING = -100
@@ -102,14 +102,20 @@ class _RowLesson:
         )
 
 
-def check_vocabularies(student: OptimizedModel, teacher: OptimizedModel) -> None:
-    """Raises ModelError when the tokens of two language models don't mean the same."""
+def check_same_tokens(student: OptimizedModel, teacher: OptimizedModel) -> None:
+    """Raises ModelError when the tokens of two language models don't mean the same, or texts are cut otherwise."""
     if student.processor.get_vocab() != teacher.processor.get_vocab():
         sizes = [len(one.processor) for one in (student, teacher)]
         raise ModelError(
             f"Student and teacher have different vocabularies ({sizes[0]} and {sizes[1]} tokens), so the probabilities "
             "of the one say nothing about the tokens of the other. Use distill.generate, which goes by texts, or a "
             "student of the same family."
+        )
+    lengths = [int(one.spec["max_length"]) for one in (student, teacher)]
+    if lengths[0] != lengths[1]:
+        raise ModelError(
+            f"The student takes {lengths[0]} tokens and the teacher {lengths[1]}, so they would answer to different "
+            f"texts. Write max_length={min(lengths)}."
         )
 
 
@@ -123,7 +129,7 @@ class _TokenLesson:
     def __init__(self, student: OptimizedModel, teacher: OptimizedModel, context: Context, how: Teaching) -> None:
         import numpy as np
 
-        check_vocabularies(student, teacher)
+        check_same_tokens(student, teacher)
         self._student, self._teacher, self._how, self._context = student, teacher, how, context
         # Models of a family pad their vocabularies to different sizes; what is beyond the shorter one is no token.
         self._size = min(one.model.get_output_embeddings().weight.shape[0] for one in (student, teacher))

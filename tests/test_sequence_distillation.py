@@ -105,6 +105,13 @@ def test_another_vocabulary_is_refused_with_a_way_out(lm: Inputs, tmp_path: Path
         make_lesson(other, lm.source, context_of(lm, tmp_path), Teaching())
 
 
+def test_texts_that_are_cut_otherwise_are_refused(lm: Inputs, tmp_path: Path) -> None:
+    assert lm.source is not None
+    shorter = replace(lm.source, spec={**lm.source.spec, "max_length": 40})
+    with pytest.raises(ModelError, match=r"takes 40 tokens and the teacher 96.*max_length=40"):
+        make_lesson(shorter, lm.source, context_of(lm, tmp_path), Teaching())
+
+
 def test_on_policy_is_for_models_that_write() -> None:
     from test_backends import tiny_source
 
