@@ -109,12 +109,13 @@ class Budget:
 
     def usd(self, replies: Sequence[Reply]) -> float:
         """What answers cost; those whose tokens aren't known count nothing."""
-        read, written = (sum(max(0, count) for count in counts) for counts in _counts(replies))
+        read, written = _tokens(replies)
         return (read * self.usd_per_1m_read + written * self.usd_per_1m_written) / 1e6
 
 
-def _counts(replies: Sequence[Reply]) -> tuple[list[int], list[int]]:
-    return [reply.prompt_tokens for reply in replies], [reply.new_tokens for reply in replies]
+def _tokens(replies: Sequence[Reply]) -> tuple[int, int]:
+    """Tokens read and written, as far as they are known."""
+    return sum(max(0, one.prompt_tokens) for one in replies), sum(max(0, one.new_tokens) for one in replies)
 
 
 @dataclass(frozen=True)
@@ -153,25 +154,22 @@ def ask(
     reused = len(prompts) - len(missing)
     if missing:
         logger.info("%s: asking %s %d prompts, %d are answered already", label, teacher.name, len(missing), reused)
-    done = 0
+    given = [reply for prompt in different if (reply := store.find(prompt)) is not None]
     size = SHARD if budget.max_usd is None else 1 + SHARD // 8  # the smaller, the less is spent beyond the limit
     for start in range(0, len(missing), size):
-        found = [reply for prompt in different if (reply := store.find(prompt)) is not None]
-        if budget.max_usd is not None and budget.usd(found) >= budget.max_usd:
-            left = len(missing) - done
-            logger.warning("%s: %.2f USD are spent; %d prompts go unasked", label, budget.usd(found), left)
+        if budget.max_usd is not None and budget.usd(given) >= budget.max_usd:
+            left = len(missing) - start
+            logger.warning("%s: %.2f USD are spent; %d prompts go unasked", label, budget.usd(given), left)
             break
         shard = missing[start : start + size]
         answered = teacher.answer(shard, max_new_tokens=max_new_tokens)
         store.add(shard, answered)
+        given += answered
         if budget.max_usd is not None and any(min(reply.prompt_tokens, reply.new_tokens) < 0 for reply in answered):
             raise ModelError(
                 f"{teacher.name} doesn't say how many tokens it used, so max_usd can't be kept to. Leave it out and "
                 "limit rows instead."
             )
-        done += len(shard)
-        logger.info("%s: %d of %d prompts answered", label, done, len(missing))
+        logger.info("%s: %d of %d prompts answered", label, start + len(shard), len(missing))
     replies = tuple(store.find(prompt) for prompt in prompts)
-    given = [reply for prompt in different if (reply := store.find(prompt)) is not None]
-    read, written = (sum(max(0, count) for count in counts) for counts in _counts(given))
-    return Asked(replies, reused, read, written, budget.usd(given))
+    return Asked(replies, reused, *_tokens(given), budget.usd(given))

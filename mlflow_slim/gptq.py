@@ -7,9 +7,11 @@ order of what they are fed ("act-order") and blocks whose scales are fixed befor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from .importance import watched_inputs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -167,29 +169,20 @@ def input_moments(source: OptimizedModel, task: Task, inputs: Sequence[Any], nam
     """
     import torch
 
-    modules = dict(source.model.named_modules())
     found: dict[str, Tensor] = {}
     real = torch.zeros(0, dtype=torch.bool)  # which places of the batch at hand hold a token
 
-    def watch(name: str) -> Callable[..., None]:
-        def look(_: Any, given: tuple[Tensor, ...]) -> None:
-            flat = given[0].detach()[real].float()
-            product = flat.T @ flat
-            found[name] = found[name] + product if name in found else product
+    def look(name: str, _: Any, given: Tensor) -> None:
+        flat = given.detach()[real].float()
+        product = flat.T @ flat
+        found[name] = found[name] + product if name in found else product
 
-        return look
-
-    hooks = [modules[name].register_forward_pre_hook(watch(name)) for name in names]
-    try:
-        with torch.inference_mode():
-            rows = sorted((row["input_ids"] for row in task.encode(source.processor, inputs, source.spec)), key=len)
-            for start in range(0, len(rows), _BATCH):
-                batch = source.processor.pad({"input_ids": rows[start : start + _BATCH]}, return_tensors="pt")
-                real = batch["attention_mask"].bool()
-                source.model(**{name: batch[name] for name in ("input_ids", "attention_mask")}, use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    rows = sorted((row["input_ids"] for row in task.encode(source.processor, inputs, source.spec)), key=len)
+    with watched_inputs(source.model, names, look), torch.inference_mode():
+        for start in range(0, len(rows), _BATCH):
+            batch = source.processor.pad({"input_ids": rows[start : start + _BATCH]}, return_tensors="pt")
+            real = batch["attention_mask"].bool()
+            source.model(**{name: batch[name] for name in ("input_ids", "attention_mask")}, use_cache=False)
     return {name: moments.cpu() for name, moments in found.items()}
 
 

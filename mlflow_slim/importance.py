@@ -9,7 +9,7 @@ arXiv:1906.10771, eq. 8, for neurons), or of the size of what the unit sends on 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -32,6 +32,7 @@ __all__ = [
     "keep_most_important",
     "layer_scores",
     "unit_scores",
+    "watched_inputs",
 ]
 
 Importance: TypeAlias = Literal["taylor", "activation"]
@@ -121,22 +122,14 @@ def _add_activation(
 
     mask = batch["attention_mask"].bool()
 
-    def record(name: str) -> Any:
-        def add(module: Any, inputs: tuple[Any, ...]) -> None:
-            values = inputs[0][mask].abs() if inputs[0].dim() == 3 else inputs[0].abs()
-            felt = values * module.weight.norm(dim=0)
-            units = felt.reshape(len(felt), -1, sizes[name]).sum(dim=-1).sum(dim=0)
-            totals[name][:] += units.double().cpu().numpy() / values.shape[0] * len(mask)
+    def add(name: str, module: Any, given: Tensor) -> None:
+        values = given[mask].abs() if given.dim() == 3 else given.abs()
+        felt = values * module.weight.norm(dim=0)
+        units = felt.reshape(len(felt), -1, sizes[name]).sum(dim=-1).sum(dim=0)
+        totals[name][:] += units.double().cpu().numpy() / values.shape[0] * len(mask)
 
-        return add
-
-    handles = [model.get_submodule(name).register_forward_pre_hook(record(name)) for name in sizes]
-    try:
-        with torch.inference_mode():
-            model(**batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with watched_inputs(model, sizes, add), torch.inference_mode():
+        model(**batch)
 
 
 def keep_most_important(
@@ -222,6 +215,24 @@ def layer_scores(source: OptimizedModel, context: Context, *, rows: int) -> list
     return [total / tokens for total in totals]
 
 
+@contextmanager
+def watched_inputs(model: Any, names: Iterable[str], look: Callable[[str, Any, Tensor], None]) -> Iterator[None]:
+    """Shows ``look`` the name, the module and the input of every named module that is called while inside."""
+
+    def shower(name: str) -> Any:
+        def show(module: Any, given: tuple[Tensor, ...]) -> None:
+            look(name, module, given[0])
+
+        return show
+
+    handles = [model.get_submodule(name).register_forward_pre_hook(shower(name)) for name in names]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def input_norms(source: OptimizedModel, names: Sequence[str], context: Context, *, rows: int) -> dict[str, Tensor]:
     """Euclidean norm of what each linear module is fed over all tokens of training rows, ``(in,)`` float32.
 
@@ -237,23 +248,15 @@ def input_norms(source: OptimizedModel, names: Sequence[str], context: Context, 
     sums: dict[str, Tensor] = {}
     mask = torch.zeros(0)
 
-    def watch(name: str) -> Any:
-        def look(_: Any, given: tuple[Tensor, ...]) -> None:
-            values = given[0][mask] if given[0].dim() == 3 else given[0]
-            squares = values.double().square().sum(dim=0)
-            sums[name] = sums[name] + squares if name in sums else squares
+    def look(name: str, _: Any, given: Tensor) -> None:
+        values = given[mask] if given.dim() == 3 else given
+        squares = values.double().square().sum(dim=0)
+        sums[name] = sums[name] + squares if name in sums else squares
 
-        return look
-
-    handles = [model.get_submodule(name).register_forward_pre_hook(watch(name)) for name in names]
-    try:
-        with torch.inference_mode():
-            for batch, _ in _batches(source, context, rows):
-                mask = batch["attention_mask"].bool()
-                model(**batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with watched_inputs(model, names, look), torch.inference_mode():
+        for batch, _ in _batches(source, context, rows):
+            mask = batch["attention_mask"].bool()
+            model(**batch)
     model.to("cpu")
     return {name: total.sqrt().float().cpu().clone() for name, total in sums.items()}
 

@@ -47,6 +47,12 @@ class Meaning:
 
 _TIME, _SIZE, _ENERGY, _QUALITY = 0.02, 0.01, 0.05, 0.002
 
+
+def _of_energy(metric: str, words: str, unit: str) -> Meaning:
+    """Of what serving uses."""
+    return Meaning(metric, words, unit, False, _ENERGY, of_a_session=True, of_energy=True)
+
+
 _MEANINGS = {
     m.metric: m
     for m in (
@@ -66,43 +72,11 @@ _MEANINGS = {
         Meaning("size/parameters_m", "Parameters", "M", False, _SIZE),
         Meaning("memory/peak_mib", "Peak memory", "MiB", False, _TIME),
         Meaning("load/cold_start_s", "Cold start", "s", False, _ENERGY, of_a_session=True),
-        Meaning(
-            "energy/wh_per_1k_samples",
-            "Energy per 1,000 samples",
-            "Wh",
-            False,
-            _ENERGY,
-            of_a_session=True,
-            of_energy=True,
-        ),
-        Meaning(
-            "emissions/gco2e_per_1k_samples",
-            "Emissions per 1,000 samples",
-            "gCO2e",
-            False,
-            _ENERGY,
-            of_a_session=True,
-            of_energy=True,
-        ),
+        _of_energy("energy/wh_per_1k_samples", "Energy per 1,000 samples", "Wh"),
+        _of_energy("emissions/gco2e_per_1k_samples", "Emissions per 1,000 samples", "gCO2e"),
         Meaning("cost/usd_per_1m_samples", "Cost per million samples", "USD", False, _TIME, of_a_session=True),
-        Meaning(
-            "energy/wh_per_1k_tokens",
-            "Energy per 1,000 written tokens",
-            "Wh",
-            False,
-            _ENERGY,
-            of_a_session=True,
-            of_energy=True,
-        ),
-        Meaning(
-            "emissions/gco2e_per_1k_tokens",
-            "Emissions per 1,000 written tokens",
-            "gCO2e",
-            False,
-            _ENERGY,
-            of_a_session=True,
-            of_energy=True,
-        ),
+        _of_energy("energy/wh_per_1k_tokens", "Energy per 1,000 written tokens", "Wh"),
+        _of_energy("emissions/gco2e_per_1k_tokens", "Emissions per 1,000 written tokens", "gCO2e"),
         Meaning("cost/usd_per_1m_tokens", "Cost per million written tokens", "USD", False, _TIME, of_a_session=True),
         Meaning("optimize/energy_kwh", "Energy of making it", "kWh", False, _ENERGY, of_energy=True),
         Meaning("optimize/duration_s", "Time of making it", "s", False, _ENERGY),

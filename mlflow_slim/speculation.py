@@ -6,7 +6,9 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
 
 from . import bundle
 from .artifact import OptimizedModel
@@ -14,7 +16,7 @@ from .errors import ExportError, ModelError
 from .interfaces import Backend, Context
 from .runtime import tasks
 
-__all__ = ["check_writes", "speculate"]
+__all__ = ["Speculation", "speculate"]
 
 _PROMPTS = 8
 _SHOWN = 5
@@ -24,12 +26,21 @@ Prepare = Callable[[Backend, Path], Mapping[str, Any]]
 """Puts into an exported folder what guessing needs; gives the engine options that turn it on."""
 
 
-def check_writes(source: OptimizedModel, name: str) -> None:
-    """Raises ModelError when the model writes nothing."""
-    if tasks.find(source.task).KIND != "generator":
-        raise ModelError(f"{name} is for models that write texts, not for {source.task}. Leave it out.")
-    if not int(source.spec["max_new_tokens"]):
-        raise ModelError(f"{name} needs answers. Write generate.max_new_tokens of 1 or more.")
+class Speculation(BaseModel):
+    """What the techniques that guess ahead have in common."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: ClassVar[str]
+    generates: ClassVar[bool] = True
+    works_on_builds: ClassVar[bool] = True
+    """It changes how a model is run and not the model, so it may follow a step whose outcome is built for runtimes."""
+
+    def check(self, source: OptimizedModel) -> None:
+        """Raises ModelError when the model writes nothing."""
+        if tasks.find(source.task).KIND != "generator":
+            raise ModelError(f"{self.name} is for models that write texts, not for {source.task}. Leave it out.")
+        if not int(source.spec["max_new_tokens"]):
+            raise ModelError(f"{self.name} needs answers. Write generate.max_new_tokens of 1 or more.")
 
 
 def speculate(
@@ -65,6 +76,7 @@ def _compare(backend: Backend, plain: Any, folder: Path, context: Context) -> di
         guessed, right, passes = guessed + asked, right + kept, passes + 1
 
     rows = context.data.validation.inputs[:_PROMPTS]
+    texts = []
     for row in rows:
         ids = plain.encode([row])["input_ids"][0]
         tokens = []
@@ -80,8 +92,9 @@ def _compare(backend: Backend, plain: Any, folder: Path, context: Context) -> di
                 "one pass rounds otherwise than one by one, so the promise of the same text can't be kept."
             )
         written += len(tokens[0])
+        texts.append((ids, tokens[0]))
     per_pass = written / max(passes, 1)
-    dear = _cost_of_a_guess(plain, guessing, rows[0])
+    dear = _seconds_of_a_guess(guessing.new_guess(), *texts[0]) / (seconds[0] / written)
     return {
         "guessed": guessed,
         "acceptance_rate": round(right / guessed, 4) if guessed else 0.0,
@@ -94,14 +107,11 @@ def _compare(backend: Backend, plain: Any, folder: Path, context: Context) -> di
     }
 
 
-def _cost_of_a_guess(plain: Any, guessing: Any, row: Any) -> float:
-    """Time of guessing one token as a share of one pass of the model."""
-    ids = [int(token) for token in plain.encode([row])["input_ids"][0]]
-    start = time.perf_counter()
-    history = [*ids, *(int(token) for token in plain.tokens(plain.encode([row])["input_ids"][0]))]
-    one_pass = (time.perf_counter() - start) / (len(history) - len(ids))
-    guesses, guess = 0, guessing.new_guess()
-    start = time.perf_counter()
-    for length in range(len(ids), min(len(history), len(ids) + _STEPS)):
+def _seconds_of_a_guess(guess: Any, ids: Any, tokens: list[int]) -> float:
+    """Time of guessing one token along a prompt's answer."""
+    history = [*(int(token) for token in ids if token >= 0), *map(int, tokens)]
+    first = len(history) - len(tokens)
+    guesses, start = 0, time.perf_counter()
+    for length in range(first, min(len(history), first + _STEPS)):
         guesses += len(guess(history[:length], _STEPS))
-    return (time.perf_counter() - start) / max(guesses, 1) / one_pass
+    return (time.perf_counter() - start) / max(guesses, 1)

@@ -393,11 +393,11 @@ def _optimization(spent: Sequence[OptimizationCost], sheet: Sheet, session: Sess
     """What the steps took; for the baseline, what making it from the given model took."""
     duration_s = sum(cost.duration_s for cost in spent)
     sheet.metrics["optimize/duration_s"] = duration_s
+    paid = sum(cost.usd for cost in spent)
     if tokens := sum(cost.teacher_tokens for cost in spent):
         sheet.metrics["optimize/teacher_tokens"] = tokens
-        sheet.metrics["optimize/teacher_usd"] = sum(cost.usd for cost in spent)
+        sheet.metrics["optimize/teacher_usd"] = paid
     if session.price_per_hour is not None:
-        paid = sum(cost.usd for cost in spent)
         sheet.metrics["optimize/cost_usd"] = duration_s / 3600 * session.price_per_hour + paid
     else:
         sheet.absent("optimize/cost_usd", "no price_per_hour was given")

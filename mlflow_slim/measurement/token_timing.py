@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,7 @@ __all__ = ["FEWEST_ROUNDS", "TokenTimings", "at_once", "time_together", "time_to
 
 FEWEST_ROUNDS, MOST_ROUNDS = 6, 30
 Floats = npt.NDArray[np.float64]
+_Taken = TypeVar("_Taken")
 
 
 @dataclass(frozen=True)
@@ -103,17 +105,26 @@ def time_together(arms: Mapping[str, Callable[[], float]], *, budget_s: float, s
         budget_s: Wall seconds for it all; the fewest rounds are made even beyond it.
         seed: Decides the order in each round.
     """
-    order, begin = random.Random(seed), time.perf_counter()
-    found: dict[str, list[float]] = {name: [] for name in arms}
+    found = _in_turns(arms, budget_s=budget_s, seed=seed, clock=time.perf_counter)
+    return {name: np.array(seconds) for name, seconds in found.items()}
+
+
+def _in_turns(
+    arms: Mapping[str, Callable[[], _Taken]], *, budget_s: float, seed: int, clock: Callable[[], float]
+) -> dict[str, list[_Taken]]:
+    """What every call of each arm gave, after one of each that doesn't count; in a fresh random order each round."""
+    order, begin = random.Random(seed), clock()
+    found: dict[str, list[_Taken]] = {name: [] for name in arms}
     with no_garbage_collection():
         for call in arms.values():
             call()
+        start = clock()
         for rounds in range(MOST_ROUNDS):
-            if rounds >= FEWEST_ROUNDS and time.perf_counter() - begin > budget_s:
+            if rounds >= FEWEST_ROUNDS and clock() - begin + (clock() - start) / rounds > budget_s:
                 break
             for name in order.sample(list(arms), len(arms)):
                 found[name].append(arms[name]())
-    return {name: np.array(seconds) for name, seconds in found.items()}
+    return found
 
 
 def _rate(milliseconds: Interval, count: int) -> Interval:
@@ -146,18 +157,7 @@ def time_tokens(
     Raises:
         MeasurementError: The answers have fewer than two tokens, or the arms write different numbers of them.
     """
-    order, begin = random.Random(seed), clock()
-    found: dict[str, list[Floats]] = {name: [] for name in arms}
-    with no_garbage_collection():
-        for call in arms.values():
-            call()
-        start = clock()
-        while len(found[next(iter(arms))]) < MOST_ROUNDS:
-            rounds = len(found[next(iter(arms))])
-            if rounds >= FEWEST_ROUNDS and clock() - begin + (clock() - start) / rounds > budget_s:
-                break
-            for name in order.sample(list(arms), len(arms)):
-                found[name].append(arms[name]())
+    found = _in_turns(arms, budget_s=budget_s, seed=seed, clock=clock)
     lengths = {len(stamps) for runs in found.values() for stamps in runs}
     if len(lengths) != 1 or min(lengths) < 2:
         raise MeasurementError(

@@ -12,25 +12,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from ..artifact import OptimizedModel, StepRecord
 from ..errors import ConfigError
 from ..interfaces import Backend, Context
 from ..runtime.generation import ASSISTANT
-from ..speculation import check_writes, speculate
+from ..speculation import Speculation, speculate
 
 __all__ = ["SpeculateAssistant"]
 
 
-class SpeculateAssistant(BaseModel):
+class SpeculateAssistant(Speculation):
     """Guesses the next tokens with a smaller model."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     name: ClassVar[str] = "speculate.assistant"
-    generates: ClassVar[bool] = True
-    works_on_builds: ClassVar[bool] = True
-    """It changes how a model is run and not the model, so it may follow a step whose outcome is built for runtimes."""
 
     assistant: str | None = Field(None, description="The smaller model (folder, hub id, URI). There is no default.")
     tokens: int = Field(4, ge=1, le=64, description="Tokens guessed at a time, at most.")
@@ -42,7 +38,7 @@ class SpeculateAssistant(BaseModel):
                 "speculate.assistant needs a smaller model. Write steps.speculate.assistant=<folder, hub id or URI>, "
                 "or use speculate.lookup, which needs none."
             )
-        check_writes(source, self.name)
+        super().check(source)
 
     def apply(self, source: OptimizedModel, context: Context) -> OptimizedModel:
         """``source`` as it is, in folders with the assistant in them.

@@ -9,32 +9,24 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from ..artifact import OptimizedModel, StepRecord
 from ..interfaces import Context
-from ..speculation import check_writes, speculate
+from ..speculation import Speculation, speculate
 
 __all__ = ["SpeculateLookup"]
 
 
-class SpeculateLookup(BaseModel):
+class SpeculateLookup(Speculation):
     """Guesses the next tokens by looking up the last ones in the text so far."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     name: ClassVar[str] = "speculate.lookup"
-    generates: ClassVar[bool] = True
-    works_on_builds: ClassVar[bool] = True
-    """It changes how a model is run and not the model, so it may follow a step whose outcome is built for runtimes."""
 
     tokens: int = Field(8, ge=1, le=64, description="Tokens guessed at a time, at most.")
     ngram: int = Field(
         3, ge=1, le=16, description="Last tokens that must stand in the text before; fewer are tried too."
     )
-
-    def check(self, source: OptimizedModel) -> None:
-        """Raises when the model writes nothing."""
-        check_writes(source, self.name)
 
     def apply(self, source: OptimizedModel, context: Context) -> OptimizedModel:
         """``source`` as it is, in folders that are run with guessing.

@@ -72,7 +72,7 @@ def _pages(client: Any, experiment_id: str, filter_string: str | None) -> Iterat
 
 
 def _row(trace: Any) -> dict[str, Any] | None:
-    if str(trace.info.state).rpartition(".")[2] not in ("OK", "TraceState.OK"):
+    if str(trace.info.state).rpartition(".")[2] != "OK":
         return None
     asked, answered = (_decoded(value) for value in (trace.data.request, trace.data.response))
     prompt, answer = _prompt(asked), _answer(answered)

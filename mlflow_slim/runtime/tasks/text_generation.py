@@ -19,8 +19,6 @@ KIND = "generator"
 COLUMNS = ("prompt", "messages")
 OPTIONS = ("max_new_tokens", "max_tokens", "temperature", "top_p", "seed", "stop")
 """Columns and keys that say how a row is answered; parameters of a call have the same names."""
-FORMS = ("text", "llm/v1/completions", "llm/v1/chat")
-"""What an answer is: a text, or a dictionary as OpenAI's API has it."""
 _ONLY = {
     "n": (1,),
     "stream": (False,),
