@@ -1,20 +1,28 @@
-"""Small matrices of low rank are trained beside frozen ones and merged: Hu et al. 2021, arXiv:2106.09685, by peft."""
+"""Small matrices of low rank are trained beside frozen ones and merged: Hu et al. 2021, arXiv:2106.09685, by peft.
+
+The frozen ones may be kept in 4 bits meanwhile (QLoRA: Dettmers et al. 2023, arXiv:2305.14314, by bitsandbytes), which
+is for memory: a large model then fits beside its training.
+"""
 
 from __future__ import annotations
 
 import copy
+import importlib.util
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from .artifact import OptimizedModel
-from .errors import ModelError
+from .errors import MissingDependency, ModelError
 from .interfaces import Context
 from .learning import learn_labels
 from .runtime.torch_engine import quiet_transformers
 from .structure import find_parts
 from .training import FitOptions
 
-__all__ = ["Adapters", "learn_adapters"]
+__all__ = ["Adapters", "check_nf4", "learn_adapters"]
+
+_TOLERANCE = {"float": 1e-3, "nf4": 2e-2}
+"""Of answers before and after merging; kernels of 4-bit weights add up in another order and precision."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +34,22 @@ class Adapters:
         alpha: Scale; adapters count alpha / rank times.
         dropout: Dropout on what the adapters read, 0 to below 1.
         targets: Which matrices get one: attention, or those of the feed-forward parts too.
+        base: How the frozen matrices are kept while training: as they are, or in 4 bits.
     """
 
     rank: int = 8
     alpha: int = 16
     dropout: float = 0.05
     targets: Literal["attention", "all"] = "all"
+    base: Literal["float", "nf4"] = "float"
+
+
+def check_nf4() -> None:
+    """Raises MissingDependency when bitsandbytes isn't installed."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise MissingDependency(
+            "base=nf4 needs bitsandbytes. Install it with: pip install 'mlflow_slim[qlora]'; or write base=float."
+        )
 
 
 def learn_adapters(
@@ -45,7 +63,7 @@ def learn_adapters(
     """
     import numpy as np
     import torch
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
     wide = adapters.targets == "all"
     chosen = [
@@ -62,25 +80,68 @@ def learn_adapters(
     )
     with quiet_transformers(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(context.seed)
-        adapted: Any = get_peft_model(copy.deepcopy(source.model), config)
+        base, plain = copy.deepcopy(source.model), None
+        if adapters.base == "nf4":
+            before = _nbytes(base)
+            plain = _to_nf4(base, context.device)
+        adapted: Any = get_peft_model(base, config)
     trained = [weight for weight in adapted.parameters() if weight.requires_grad]
     notes: dict[str, Any] = {
         "adapted_matrices": len(chosen),
         "adapter_parameters": sum(weight.numel() for weight in trained),
         "adapter_mib": round(sum(weight.numel() * weight.element_size() for weight in trained) / 2**20, 3),
     }
+    if plain is not None:
+        notes["frozen_mib"] = {"float": round(before / 2**20, 2), "nf4": round(_nbytes(base) / 2**20, 2)}
     notes |= learn_labels(replace(source, model=adapted), context, options, label=label).notes()
     rows = context.data.validation.inputs[: context.task.check_rows]
     expected = context.task.outputs(adapted.eval(), source.processor, rows, source.spec)
+    if plain is not None:  # peft would round the sum to 4 bits again
+        state = get_peft_model_state_dict(adapted)
+        adapted = get_peft_model(plain, config)
+        set_peft_model_state_dict(adapted, state)
     merged = adapted.merge_and_unload()
     for weight in merged.parameters():
         weight.requires_grad_(True)
     merged.__dict__.pop("peft_config", None)
     merged.__dict__.pop("_hf_peft_config_loaded", None)
     found = context.task.outputs(merged, source.processor, rows, source.spec)
-    if not np.allclose(expected, found, rtol=1e-3, atol=1e-3):
+    if not np.allclose(expected, found, rtol=(near := _TOLERANCE[adapters.base]), atol=near):
         raise ModelError("Merging the adapters changed the answers. Train all weights of this model instead.")
     return merged.eval(), notes
+
+
+def _nbytes(model: Any) -> int:
+    return sum(weight.numel() * weight.element_size() for weight in model.parameters())
+
+
+def _to_nf4(model: Any, device: str) -> Any:
+    """Puts the linear matrices of a model but its head into 4 bits, in place.
+
+    Returns:
+        A float model with the weights that the 4 bits stand for, on the CPU.
+    """
+    import bitsandbytes
+    import torch
+
+    upstream: Any = bitsandbytes  # untyped
+    plain = copy.deepcopy(model)
+    outside = [model.get_output_embeddings(), *(model.get_submodule(name) for name in _head_of(model))]
+    kept = {id(part) for module in outside if module is not None for part in module.modules()}
+    for name, old in list(model.named_modules()):
+        if not isinstance(old, torch.nn.Linear) or id(old) in kept:
+            continue
+        new = upstream.nn.Linear4bit(
+            old.in_features, old.out_features, bias=old.bias is not None, compute_dtype=old.weight.dtype
+        )
+        new.weight = upstream.nn.Params4bit(old.weight.data, requires_grad=False, quant_type="nf4")
+        new.bias = old.bias
+        new = new.to(device)  # this rounds
+        stands_for = upstream.functional.dequantize_4bit(new.weight.data, new.weight.quant_state)
+        plain.get_submodule(name).weight.data.copy_(stands_for)
+        model.set_submodule(name, new)
+    model.is_loaded_in_4bit = True  # how peft knows
+    return plain
 
 
 def _head_of(model: Any) -> list[str]:

@@ -192,7 +192,7 @@ def fit(
                 progress.best_epoch = epoch
                 # The last epoch's weights are in the model already, so keep a copy only of earlier ones.
                 last = epoch >= epochs
-                progress.best = None if last else {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
+                progress.best = None if last else _trained_state(model)
             progress.scores.append(reached)
             logger.info(
                 "%s: epoch %d/%d, loss %.4f, validation %s %.4f",
@@ -268,9 +268,19 @@ def fit(
             f"(learning_rate {options.learning_rate:g}). Lower the learning rate, or look for broken rows."
         )
     if progress.best is not None and progress.best_epoch < len(progress.scores):
-        model.load_state_dict(progress.best)
+        model.load_state_dict(progress.best, strict=False)
     model.eval()
     return FitResult(progress.losses, progress.scores, progress.best_epoch, metric, int(outcome.global_step))
+
+
+def _trained_state(model: Any) -> dict[str, Any]:
+    """A copy on the CPU of all that training may change: what is frozen is left out, with what belongs to it."""
+    frozen = {name for name, weight in model.named_parameters(remove_duplicate=False) if not weight.requires_grad}
+    return {
+        name: value.detach().cpu().clone()
+        for name, value in model.state_dict().items()
+        if name not in frozen and not any(name.startswith(f"{other}.") for other in frozen)
+    }
 
 
 def _stack(values: Sequence[Any]) -> Any:

@@ -13,7 +13,7 @@ from test_prune_techniques import TASK, context, state
 from mlflow_slim.artifact import OptimizedModel
 from mlflow_slim.catalog import load_backend, load_technique
 from mlflow_slim.config import Recipe
-from mlflow_slim.errors import ConfigError, ModelError
+from mlflow_slim.errors import ConfigError, MissingDependency, ModelError
 from mlflow_slim.interfaces import Conditional
 from mlflow_slim.scoring import outputs_of
 
@@ -150,3 +150,45 @@ def test_training_that_would_fill_zeros_is_refused(then: dict[str, object], refu
         return
     with pytest.raises(ConfigError, match=r"the zeros of 'prune\.magnitude' before it would be lost"):
         Recipe.load(recipe)
+
+
+@pytest.mark.filterwarnings("ignore")  # of bitsandbytes on a CPU
+@pytest.mark.parametrize("kind", ["text-classification", "text-generation"])
+def test_frozen_weights_in_four_bits_are_trained_beside_and_merged(kind: str, tmp_path: Path) -> None:
+    """QLoRA: what comes out is a float model that answers as the 4-bit one with its adapters did."""
+    pytest.importorskip("bitsandbytes", reason="the extra 'qlora' is not installed")
+    from test_text_generation import context_of, load
+
+    if kind == "text-generation":
+        inputs = load(tmp_path)
+        assert inputs.source is not None
+        start, where = inputs.source, context_of(inputs, tmp_path)
+    else:
+        start = tiny_source()
+        where = context(start, tmp_path)
+    before = state(start.model)
+    step = load_technique("finetune.lora")(base="nf4", rank=4, epochs=2, batch_size=8, learning_rate=3e-3)
+    step.check(start)
+    tuned = step.apply(start, where)
+    notes = tuned.lineage[-1].notes
+    assert notes["frozen_mib"]["nf4"] < notes["frozen_mib"]["float"]
+    assert notes["losses"][-1] < notes["losses"][0]
+    assert type(tuned.model) is type(start.model)
+    assert all(torch.equal(before[key], value) for key, value in start.model.state_dict().items())
+    after = tuned.model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(value.dtype == before[key].dtype for key, value in after.items())
+    head = "lm_head.weight" if kind == "text-generation" else "classifier.weight"
+    assert torch.equal(before[head], after[head]) == (kind == "text-generation"), "a fresh head is trained, as it is"
+    for backend in ("torch", "onnxruntime"):
+        load_backend(backend).export(tuned, tmp_path / backend, where.data.validation.inputs[:3])
+
+
+def test_four_bits_need_bitsandbytes(source: OptimizedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else find(name))
+    with pytest.raises(MissingDependency, match=r"mlflow_slim\[qlora\]"):
+        load_technique("finetune.lora")(base="nf4").check(source)
+    load_technique("finetune.lora")().check(source)
