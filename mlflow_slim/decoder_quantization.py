@@ -77,6 +77,7 @@ def quantize_decoder(
         nodes: What `linear_nodes` gave for ``path``.
         solved: Codes of a module's weights in 4 bits; None rounds them to the nearest.
     """
+    import numpy as np
     import onnx
     import torch
     from onnx import helper, numpy_helper
@@ -86,6 +87,7 @@ def quantize_decoder(
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     of_node = {node: module for module, names in nodes.items() for node in names}
     made: dict[str, Codes] = {}  # initializer -> what it became
+    widened: list[Any] = []
     replaced: list[Any] = []
     transposed = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Transpose"}
 
@@ -95,6 +97,18 @@ def quantize_decoder(
     def add(name: str, array: Any) -> str:
         graph.initializer.append(numpy_helper.from_array(array, name))
         return name
+
+    def add_codes(name: str) -> None:
+        codes, scales, zeros = made[name].packed()
+        add(f"{name}.codes", codes)
+        add(f"{name}.zeros", zeros)
+        if scales.dtype == np.float32:
+            add(f"{name}.scales", scales)
+            return
+        # Kernels take scales of the type they compute in; onnxruntime widens these once, when the file is opened.
+        stored = add(f"{name}.scales.half", scales)
+        output = f"{name}.scales"
+        widened.append(helper.make_node("Cast", [stored], [output], name=output, to=onnx.TensorProto.FLOAT))
 
     for node in graph.node:
         module = of_node.get(node.name)
@@ -107,9 +121,7 @@ def quantize_decoder(
         if name not in made:
             codes = solved(module) if bits == 4 else None
             made[name] = codes or nearest(matrix(name).T.contiguous(), bits=bits, block_size=block)
-            parts = zip(("codes", "scales", "zeros"), made[name].packed(), strict=True)
-            for part, array in parts:
-                add(f"{name}.{part}", array)
+            add_codes(name)
         rows, columns = made[name].codes.shape
         replaced.append(
             helper.make_node(
@@ -136,11 +148,10 @@ def quantize_decoder(
             block = block_for(weight.shape[1], scheme.block_size)
             if block is not None:  # an embedding of its own
                 made[name] = nearest(weight, bits=scheme.embedding_bits, block_size=block)
-                for part, array in zip(("codes", "scales", "zeros"), made[name].packed(), strict=True):
-                    add(f"{name}.{part}", array)
+                add_codes(name)
         final += [node] if name not in made else _gather(node, name, made[name], add)
     del graph.node[:]
-    graph.node.extend(_needed(final, {value.name for value in graph.output}))
+    graph.node.extend(_needed([*widened, *final], {value.name for value in graph.output}))
     used = {name for node in graph.node for name in node.input}
     kept = [tensor for tensor in graph.initializer if tensor.name in used]
     del graph.initializer[:]

@@ -56,7 +56,10 @@ class Codes:
         return (self.codes.float() - zeros) * scales
 
     def packed(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """As onnxruntime's MatMulNBits wants them: codes ``(out, blocks, bytes)``, scales, zeros; low half first."""
+        """As onnxruntime's MatMulNBits wants them: codes ``(out, blocks, bytes)``, scales, zeros; low half first.
+
+        Scales are float16 where that holds every one of them.
+        """
         import numpy as np
 
         codes = self.codes.numpy().reshape(len(self.codes), self.scales.shape[1], self.block_size)
@@ -65,7 +68,20 @@ class Codes:
             if zeros.shape[1] % 2:
                 zeros = np.pad(zeros, ((0, 0), (0, 1)), constant_values=8)
             codes, zeros = (part[..., 0::2] | (part[..., 1::2] << 4) for part in (codes, zeros))
-        return codes, self.scales.numpy(), zeros
+        scales = self.scales.numpy()
+        narrow = scales.astype(np.float16)
+        return codes, narrow if (narrow == scales).all() else scales, zeros
+
+
+def _in_half(scale: Tensor) -> Tensor:
+    """Scales that half precision holds exactly, larger by a thousandth so that no code is cut off by rounding.
+
+    A scale too small for that (below about 3e-6) stays as it is.
+    """
+    import torch
+
+    narrow = (scale * (1 + 2**-10)).half().float()
+    return torch.where((narrow / scale - 1).abs() < 0.01, narrow, scale)
 
 
 def _grid(blocks: Tensor, bits: int, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -81,7 +97,7 @@ def _grid(blocks: Tensor, bits: int, weights: Tensor | None = None) -> tuple[Ten
     best: tuple[Tensor, Tensor, Tensor] | None = None
     for share in _RANGES if weights is not None else (1.0,):
         scale = (high - low) * share / top
-        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+        scale = _in_half(torch.where(scale > 0, scale, torch.ones_like(scale)))
         zero = (-low * share / scale).round().clamp(0, top)
         if weights is None:
             return scale, zero
