@@ -122,6 +122,15 @@ class Measure(_Section):
     concurrency: int = Field(
         1, ge=1, le=256, description="Requests at a time in a further timing of language models; 1 leaves it out."
     )
+    lm_eval: tuple[str, ...] = Field(
+        (), description="Tasks of lm-eval for language models, by name or as YAML files; needs the extra lm-eval."
+    )
+    lm_eval_rows: int | None = Field(
+        None, ge=1, description="First rows of each of these tasks, at most; default: all, which can be very many."
+    )
+    prompts: int = Field(
+        1, ge=1, le=256, description="Prompts in one batch in a further timing of language models; 1 leaves it out."
+    )
     energy_s: float = Field(
         10.0, ge=0, le=3600, description="Largest time for energy windows per point, seconds; 0 = no energy."
     )

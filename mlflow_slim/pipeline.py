@@ -32,12 +32,14 @@ from .measure_apart import measure_apart
 from .measure_models import Given, check_comparable, find_given
 from .measurement.carbon import carbon_intensity
 from .measurement.energy import EnergyMeter
+from .measurement.harness import tasks_fault
 from .measurement.helper import Helper
 from .measurement.host import host
 from .measurement.quality_report import headline
 from .measurement.report import Report
 from .model_source import resolve_model
 from .point_log import Point, PointLog
+from .runtime import tasks
 from .session_setup import compute_threads, energy_meter
 from .stages import Stages
 
@@ -478,6 +480,10 @@ def _check_machine(recipe: Recipe) -> None:
     faults = [reason for name in recipe.export.backends if (reason := load_backend(name).is_available())]
     asked = [step.is_available() for step in recipe.steps if isinstance(step, Conditional)]
     faults += [reason for reason in asked if reason]
+    if recipe.measure.lm_eval:
+        generates = tasks.find(recipe.task).KIND == "generator"
+        reason = tasks_fault(recipe.measure.lm_eval) if generates else "measure.lm_eval is for language models only."
+        faults += [reason] if reason else []
     if recipe.device == "cuda":
         import torch
 

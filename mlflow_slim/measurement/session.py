@@ -28,7 +28,7 @@ from .sheet import QUICK, Session, Sheet
 from .size import folder_size
 from .stats import Interval
 from .timing import FEWEST_ROUNDS, Timings, compare, interleave, latency
-from .writing import per_token, time_writing, writing_quality
+from .writing import benchmark_quality, per_token, time_writing, writing_quality
 
 __all__ = ["PROTOCOL", "measure_points"]
 
@@ -53,6 +53,8 @@ def measure_points(points: Sequence[ExportedModel], session: Session) -> list[Re
     _quality(points, predictors, sheets, session)
     if is_generator(predictors[0]):
         writing_quality(points, predictors, sheets, session)
+        if session.lm_eval:
+            benchmark_quality(predictors, sheets, session)
     gc.collect()  # what was made before is not to take memory while something is timed
     with measure_slot() as waited, freed_memory_kept() as kept:
         ready = quiet_wait(session.wait_s)

@@ -40,6 +40,9 @@ class Session:
         timing_s, energy_s: Largest seconds per point (and scenario) for timing, and per point for energy.
         fresh_starts: Fresh processes per point; 0 for none.
         concurrency: Requests at a time in a further timing of language models; 1 for none.
+        lm_eval: Tasks of lm-eval for language models.
+        lm_eval_rows: First rows of each, at most; None for all.
+        prompts: Prompts in one batch in a further timing of language models; 1 for none.
         wait_s: Longest wait for quiet, seconds.
         pue, utilisation, requests_per_day: For emissions, cost and break-even.
     """
@@ -62,6 +65,9 @@ class Session:
     energy_s: float = 10.0
     fresh_starts: int = 3
     concurrency: int = 1
+    lm_eval: Sequence[str] = ()
+    lm_eval_rows: int | None = None
+    prompts: int = 1
     wait_s: float = 60.0
     pue: float = 1.0
     utilisation: float = 0.5

@@ -20,7 +20,7 @@ from ..errors import MeasurementError
 from .garbage import no_garbage_collection
 from .stats import Interval, quantile_interval, ratio_interval
 
-__all__ = ["FEWEST_ROUNDS", "TokenTimings", "at_once", "time_together", "time_tokens"]
+__all__ = ["FEWEST_ROUNDS", "TokenTimings", "at_once", "time_together", "time_tokens", "timed"]
 
 FEWEST_ROUNDS, MOST_ROUNDS = 6, 30
 Floats = npt.NDArray[np.float64]
@@ -93,6 +93,17 @@ def at_once(request: Callable[[], object], count: int) -> Callable[[], float]:
             for one in [pool.submit(request) for _ in range(count)]:
                 one.result()
             return time.perf_counter() - start
+
+    return call
+
+
+def timed(request: Callable[[], object]) -> Callable[[], float]:
+    """A call that makes the request and gives the seconds until it is answered."""
+
+    def call() -> float:
+        start = time.perf_counter()
+        request()
+        return time.perf_counter() - start
 
     return call
 

@@ -1,25 +1,27 @@
-"""What is measured of models that write beside what is of all: divergence, misspelt prompts, tokens and their times."""
+"""What is measured of models that write beside what is of all: divergence, misspelt prompts, benchmarks, tokens."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..artifact import ExportedModel
-from ..errors import MeasurementError
+from ..errors import DataError, MeasurementError
 from ..interfaces import Predictor
 from .arms import arm_names, representative_rows
+from .harness import run_task, task_figures
 from .host import watch
 from .language import ROWS, divergences, misspelt_prompt
 from .sheet import QUICK, Session, Sheet
 from .stats import Interval, quantile_interval, ratio_interval
-from .token_timing import at_once, time_together, time_tokens
+from .token_timing import at_once, time_together, time_tokens, timed
 
-__all__ = ["per_token", "time_writing", "writing_quality"]
+__all__ = ["benchmark_quality", "per_token", "time_writing", "writing_quality"]
 
 logger = logging.getLogger(__name__)
 _PLACES = 64
@@ -66,6 +68,26 @@ def writing_quality(
             sheet.interval("quality/misspelt_log_likelihood_delta", change)
 
 
+def benchmark_quality(predictors: Sequence[Any], sheets: Sequence[Sheet], session: Session) -> None:
+    """The tasks of lm-eval that were asked for, of every point, with changes against the original."""
+    for task in session.lm_eval:
+        original: Mapping[str, Any] | None = None
+        logger.info("lm-eval: %s, %d points", task, len(sheets))
+        try:
+            for predictor, sheet in zip(predictors, sheets, strict=True):
+                found = run_task(predictor, task, rows=session.lm_eval_rows, seed=session.seed)
+                values, changes = task_figures(found, original)
+                sheet.metrics.update(values)
+                for key, change in changes.items():
+                    sheet.interval(key, change)
+                sheet.params["slim.measure.lm_eval_rows"] = str(session.lm_eval_rows or "all")
+                original = original or found
+        except DataError as error:  # the rest is worth measuring without
+            logger.warning("%s", error)
+            for sheet in sheets:
+                sheet.absent(f"quality/lm_eval/{Path(task).stem}", str(error))
+
+
 def time_writing(
     points: Sequence[ExportedModel], predictors: Sequence[Predictor], sheets: Sequence[Sheet], session: Session
 ) -> None:
@@ -99,37 +121,44 @@ def time_writing(
         sheet.samples["tokens/first_s"] = timings.first_s(name).tolist()
         if busy:
             sheet.contended(f"while timing each token: {busy}")
-    if session.concurrency > 1:
-        _together(predictors, sheets, session, median, names, tokens=timings.tokens)
+    named: dict[str, Any] = dict(zip(names, predictors, strict=True))
+    if (count := session.concurrency) > 1:
+        logger.info("Timing %d requests at a time: %d points in turns", count, len(names))
+        calls = {name: at_once(partial(one.forward, one.encode(median)), count) for name, one in named.items()}
+        _together(calls, sheets, session, count=count, tokens=timings.tokens, kind="concurrent")
+        for sheet in sheets:
+            sheet.params["slim.measure.concurrency"] = str(count)
+    if (count := session.prompts) > 1:
+        logger.info("Timing batches of %d prompts: %d points in turns", count, len(names))
+        calls = {
+            name: timed(partial(one.forward_together, one.encode([*median] * count))) for name, one in named.items()
+        }
+        _together(calls, sheets, session, count=count, tokens=timings.tokens, kind="batch")
+        for sheet in sheets:
+            sheet.params["slim.measure.prompts"] = str(count)
 
 
 def _together(
-    predictors: Sequence[Any],
+    calls: Mapping[str, Callable[[], float]],
     sheets: Sequence[Sheet],
     session: Session,
-    prompt: Sequence[Any],
-    names: Sequence[str],
     *,
+    count: int,
     tokens: int,
+    kind: str,
 ) -> None:
-    """Tokens a second of several requests at a time, as a server gets them."""
-    count = session.concurrency
-    logger.info("Timing %d requests at a time: %d points in turns", count, len(names))
-    calls = {
-        name: at_once(partial(predictor.forward, predictor.encode(prompt)), count)
-        for name, predictor in zip(names, predictors, strict=True)
-    }
+    """Tokens a second of several answers at a time: of requests as a server gets them, or of prompts in a batch."""
+    names = list(calls)
     budget = session.timing_s * (QUICK if session.quick else 1.0) * len(names)
     seconds = time_together(calls, budget_s=budget, seed=session.seed)
     for name, sheet in zip(names, sheets, strict=True):
         took = quantile_interval(seconds[name][:, None], 0.5)
         written = count * tokens
         rate = Interval(written / took.value, written / took.hi, written / took.lo, took.n, took.confidence)
-        sheet.interval("throughput/concurrent_tokens_per_s", rate)
-        sheet.params["slim.measure.concurrency"] = str(count)
-        sheet.samples["tokens/concurrent_s"] = seconds[name].tolist()
+        sheet.interval(f"throughput/{kind}_tokens_per_s", rate)
+        sheet.samples[f"tokens/{kind}_s"] = seconds[name].tolist()
         if name != names[0]:
-            sheet.interval("speedup/concurrent", ratio_interval(seconds[names[0]], seconds[name]))
+            sheet.interval(f"speedup/{kind}", ratio_interval(seconds[names[0]], seconds[name]))
 
 
 def per_token(sheet: Sheet) -> None:

@@ -253,6 +253,26 @@ def write_on(
         pending = history[-1:]
 
 
+def write_rows(decoder: Decoder, ids: np.ndarray, count: int) -> np.ndarray:
+    """The likeliest ``count`` tokens after each of several prompts of one length, written together.
+
+    Args:
+        decoder: The model.
+        ids: The prompts, ``(rows, tokens)``.
+        count: Tokens to write, >= 1; end tokens are gone on after.
+
+    Returns:
+        ``(rows, count)`` int64.
+    """
+    cache = decoder.begin(ids.shape[1] + count, rows=len(ids))
+    written: list[np.ndarray] = []
+    pending = ids
+    while len(written) < count:
+        written.append(decoder.step(pending, cache, keep=1)[:, -1].argmax(axis=-1))
+        pending = written[-1][:, None]
+    return np.stack(written, axis=1)
+
+
 def score(decoder: Decoder, ids: Sequence[int], start: int) -> tuple[np.ndarray, np.ndarray]:
     """Log-likelihood of each token from ``start`` on given all before it, and the likeliest token there.
 
@@ -324,6 +344,11 @@ class TextGenerator:
     def __repr__(self) -> str:
         return f"TextGenerator(backend={self.bundle.backend!r}, threads={self.threads})"
 
+    def plainly(self) -> TextGenerator:
+        """The same model, sent texts as they are, whether or not it has a chat template."""
+        prompts = self._prompts.without_chat()
+        return TextGenerator(self.bundle, prompts, self._decoder, self.threads, guessing=self._guessing)
+
     def new_guess(self) -> Guess | None:
         """Guesses for one text, since it may keep what it has read of it; None where guessing is off."""
         return self._guessing() if self._guessing is not None else None
@@ -348,6 +373,19 @@ class TextGenerator:
         ids = [int(token) for token in row if token >= 0]
         return write_on(self._decoder, ids, self._timed, guess=self.new_guess(), count=count)
 
+    def forward_together(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
+        """As many tokens for each of several encoded prompts of one length, in one batch; ``(rows, tokens)``.
+
+        Nothing is guessed: guesses of several texts are right at different places.
+
+        Raises:
+            ValueError: The prompts differ in length.
+        """
+        ids = batch["input_ids"]
+        if (ids < 0).any():
+            raise ValueError("Prompts of one batch must have the same number of tokens.")
+        return write_rows(self._decoder, ids, self._timed.max_new_tokens).astype(np.float32)
+
     def stamps(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
         """Seconds from the start until each token of the first prompt's answer was there, ``(tokens,)``."""
         start = time.perf_counter()
@@ -371,6 +409,20 @@ class TextGenerator:
             )
             found.append((logits - _totals(logits)[:, None]).astype(np.float32))
         return found
+
+    def seam(self, prompt: str, text: str) -> tuple[list[int], list[int]]:
+        """Tokens of a prompt, sent as it is, and of the text after it; see `PromptFile.seam`."""
+        return self._prompts.seam(prompt, text)
+
+    def likelihood(self, before: Sequence[int], after: Sequence[int]) -> tuple[float, bool]:
+        """Log-likelihood of tokens after others, and whether the model would have written them itself, greedily.
+
+        Too many lose their beginning. A first token that nothing comes before isn't scored.
+        """
+        ids = [*before, *after][-self._max_length :]
+        start = max(1, len(ids) - len(after))
+        found, likeliest = score(self._decoder, ids, start)
+        return float(found.sum()), bool((likeliest == np.array(ids[start:], dtype=np.int64)).all())
 
     def scores(self, inputs: Sequence[Any]) -> np.ndarray:
         """As `predict`, and nothing is written."""

@@ -67,6 +67,7 @@ class PromptFile:
         self._template: str | None = inputs.get("chat_template")
         self._special = dict(inputs.get("special", {}))
         self._chat = chat
+        self._arguments = (path, inputs)
         self.size = int(self._tokenizer.get_vocab_size())
         self.end_ids = frozenset(int(token) for token in inputs.get("end_ids", ()))
 
@@ -91,6 +92,26 @@ class PromptFile:
         for character in text:
             sizes.append(sizes[-1] + len(character.encode("utf-8")))
         return list(encoded.ids), [sizes[end] for _, end in encoded.offsets]
+
+    def without_chat(self) -> PromptFile:
+        """The same file, and prompts are sent as they are."""
+        path, inputs = self._arguments
+        return PromptFile(path, inputs, chat=False)
+
+    def seam(self, prompt: str, text: str) -> tuple[list[int], list[int]]:
+        """Tokens of a prompt as it is and of a text after it, those at the seam as of the two together.
+
+        An empty prompt is the token that begins a text, or else one that ends a text, where the model has either.
+        """
+        before = list(self._tokenizer.encode(prompt).ids)
+        if not before:
+            begin = self._tokenizer.token_to_id(self._special.get("bos_token", ""))
+            before = [begin] if begin is not None else sorted(self.end_ids)[:1]
+            return before, self.continuation(text)[0]
+        whole = list(self._tokenizer.encode(prompt + text).ids)
+        if whole[: len(before)] == before and len(whole) > len(before):
+            return before, whole[len(before) :]
+        return before, self.continuation(text)[0]
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of tokens, special tokens left out."""
