@@ -7,18 +7,22 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from .cache import StepCache, content_key
 from .errors import ModelError
 from .runtime.prompts import shown
 from .teachers import Prompt, Reply, Teacher
 
-__all__ = ["AnswerStore", "Asked", "Budget", "ask", "open_store"]
+__all__ = ["AnswerStore", "Asked", "Budget", "ask", "open_store", "remove_stores", "stores"]
 
 logger = logging.getLogger(__name__)
 SHARD = 32
@@ -91,6 +95,35 @@ def open_store(settings: dict[str, object], fallback: Path) -> Iterator[AnswerSt
         return
     with cache.locked(f"answers-{key}"):
         yield AnswerStore(cache.root / "answers" / key)
+
+
+def stores(root: Path) -> list[tuple[Path, int, float]]:
+    """Folder, bytes and time of the last shard (seconds since 1970) of each teacher's answers in a cache."""
+    found = []
+    for folder in sorted((root / "answers").glob("*")):
+        shards = [path.stat() for path in folder.glob("*.parquet")]
+        found.append((folder, sum(one.st_size for one in shards), max((one.st_mtime for one in shards), default=0.0)))
+    return found
+
+
+def remove_stores(cache: StepCache, *, older_than_s: float | None, dry_run: bool) -> list[tuple[str, int]]:
+    """Removes teachers' answers that nobody uses right now: names and bytes of what was, or would be, removed.
+
+    Args:
+        cache: Where they lie.
+        older_than_s: Only those to which nothing was added for so many seconds; None for all.
+        dry_run: Remove nothing.
+    """
+    removed = []
+    for folder, size, used in stores(cache.root):
+        if older_than_s is not None and time.time() - used <= older_than_s:
+            continue
+        lock = FileLock(str(cache.root / "locks" / f"answers-{folder.name}.lock"), timeout=0)
+        with contextlib.suppress(Timeout), lock:
+            if not dry_run:
+                shutil.rmtree(folder)
+            removed.append((folder.name, size))
+    return removed
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     gc = actions.add_parser("gc", help="remove stored steps, the longest unused first; without a limit, all of them")
     gc.add_argument("--older-than", metavar="AGE", help="only those not used for this long, such as 30d or 12h")
     gc.add_argument("--max-size", metavar="SIZE", help="only until what is left is this small, such as 10GiB or 500MiB")
+    gc.add_argument("--answers", action="store_true", help="teachers' answers too, which may have cost money")
     gc.add_argument("--dry-run", action="store_true", help="only say what would be removed")
     show = commands.add_parser(
         "show", help="show the options of a technique, of recipes, or the text of a shipped recipe"
@@ -259,6 +260,7 @@ def _promote(values: Mapping[str, str]) -> None:
 def _cache(options: argparse.Namespace) -> int:
     import time
 
+    from .answers import remove_stores, stores
     from .cache import VARIABLE, StepCache
 
     cache = StepCache.from_environment()
@@ -272,6 +274,9 @@ def _cache(options: argparse.Namespace) -> int:
             print(f"{entry.key[:12]}  {entry.content['technique']:20}  {entry.size / 2**20:9.1f} MiB  {days:6.1f} days")  # noqa: T201
         total = sum(entry.size for entry in entries) / 2**20
         print(f"{len(entries)} steps, {total:.1f} MiB, in {cache.root}")  # noqa: T201
+        for folder, size, used in stores(cache.root):
+            days = (time.time() - used) / 86400
+            print(f"{folder.name[:12]}  answers of a teacher  {size / 2**20:9.1f} MiB  {days:6.1f} days")  # noqa: T201
         return 0
     if options.action == "verify":
         sound, damaged = cache.verify()
@@ -284,6 +289,8 @@ def _cache(options: argparse.Namespace) -> int:
         options.max_size, {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "MB": 1e6, "GB": 1e9}, "--max-size", "10GiB"
     )
     removed = cache.collect(older_than_s=age, max_bytes=None if size is None else int(size), dry_run=options.dry_run)
+    if options.answers:
+        removed += remove_stores(cache, older_than_s=age, dry_run=options.dry_run)
     what = "would be removed" if options.dry_run else "removed"
     print(f"{len(removed)} {what}, {sum(bytes_ for _, bytes_ in removed) / 2**20:.1f} MiB, from {cache.root}")  # noqa: T201
     return 0

@@ -164,6 +164,30 @@ def test_no_answer_is_asked_for_twice_even_after_a_failure(tmp_path: Path) -> No
     assert found.usd == pytest.approx((900 * 1 + 450 * 2) / 1e6)
 
 
+def test_answers_stay_until_asked_for_and_while_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mlflow_slim.answers import open_store
+    from mlflow_slim.cache import VARIABLE
+    from mlflow_slim.cli import main
+
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "cache"))
+    with open_store({"teacher": "x"}, tmp_path) as used:
+        used.add(["a"], [Reply("b", 1, 1, False)])
+        assert main(["cache", "gc", "--answers"]) == 0
+        assert "0 removed" in capsys.readouterr().out
+    assert main(["cache", "ls"]) == 0
+    assert "answers of a teacher" in capsys.readouterr().out
+    for options, removed in ((["--older-than", "1d", "--answers"], 0), ([], 0), (["--answers", "--dry-run"], 1)):
+        assert main(["cache", "gc", *options]) == 0
+        assert f"{removed} " in capsys.readouterr().out
+        with open_store({"teacher": "x"}, tmp_path) as again:
+            assert again.find("a") is not None
+    assert main(["cache", "gc", "--answers"]) == 0
+    with open_store({"teacher": "x"}, tmp_path) as again:
+        assert again.find("a") is None
+
+
 def test_a_damaged_shard_costs_its_answers_only(tmp_path: Path) -> None:
     prompts = [f"prompt {i}" for i in range(64)]
     ask(Scripted(), prompts, AnswerStore(tmp_path), Budget(), max_new_tokens=5, label="t")
