@@ -12,9 +12,10 @@ from .artifact import OptimizedModel
 from .catalog import load_task
 from .config import Recipe
 from .data import Tables, read_tables
-from .errors import ConfigError
+from .errors import ConfigError, ModelError
 from .interfaces import MODEL_OPTIONS, Task, TaskData
 from .model_source import resolve_model
+from .runtime import tasks
 from .tracking.traces import PREFIX, write_traces
 
 __all__ = ["Inputs", "check_output", "load_inputs", "load_model"]
@@ -66,6 +67,16 @@ def check_output(output: str | None) -> None:
         raise ConfigError(f"output {str(path)!r} can't be made: {reason}. Name another folder.") from error
 
 
+def _check_kind(directory: Path, name: str, task: Task) -> None:
+    """Raises ModelError when a folder says that its model writes nothing, and a language model is needed."""
+    config = directory / "config.json"
+    if tasks.find(task.name).KIND != "generator" or not config.is_file():
+        return
+    kinds = json.loads(config.read_text(encoding="utf-8")).get("architectures") or []
+    if kinds and not any(part in kind for kind in kinds for part in ("CausalLM", "LMHead", "ConditionalGeneration")):
+        raise ModelError(f"{name!r} is a {kinds[0]} and no language model, which {task.name} needs. Name another.")
+
+
 def load_inputs(
     recipe: Recipe,
     folder: Path,
@@ -96,7 +107,8 @@ def load_inputs(
     others = [getattr(step, option, None) for step in recipe.steps for option in MODEL_OPTIONS]
     for name in others if with_model else []:
         if name is not None:  # looked for now: it is loaded after hours of work perhaps
-            resolve_model(name, download_artifacts=download, workdir=folder)
+            other = resolve_model(name, download_artifacts=download, workdir=folder)
+            _check_kind(other.directory, name, task)
     source, columns, notes = recipe.data, (recipe.text, recipe.text_pair, recipe.label), list[str]()
     if source.startswith(PREFIX):
         path, note = write_traces(source, recipe.trace_filter, folder)
