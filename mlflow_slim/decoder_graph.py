@@ -7,91 +7,45 @@ rotary positions, skipped layer norms). Its runtime is not needed: the graph run
 from __future__ import annotations
 
 import contextlib
-import copy
 import importlib.util
 import io
 import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import bundle
 from .errors import ExportError, MissingDependency
-from .runtime.decoders import OnnxDecoder, TorchDecoder
 from .runtime.onnx_engine import MODEL
 from .runtime.torch_engine import quiet_transformers
 
 if TYPE_CHECKING:
-    import numpy as np
+    from .artifact import OptimizedModel
 
-    from .artifact import ExportedModel, OptimizedModel
-    from .runtime.decoders import Decoder
-
-__all__ = ["check_builder", "export_decoder"]
-
-_TOLERANCE = 2e-3
-"""Of the logits, as a share of the largest; differences of fp32 graphs were 1e-5 to 3e-4."""
+__all__ = ["write_onnx"]
 
 
-def check_builder() -> None:
+def _check_builder() -> None:
     """Raises MissingDependency when the builder isn't installed."""
     if importlib.util.find_spec("onnxruntime_genai") is None:
         raise MissingDependency(
             "Exporting a language model to ONNX needs onnxruntime-genai. Install it with: "
-            "pip install onnxruntime-genai; or write export.backends=torch."
+            "pip install onnxruntime-genai; or write export.backends=openvino or torch."
         )
 
 
-def export_decoder(
-    source: OptimizedModel, directory: Path, sample: Sequence[Any], *, backend: str, threads: int
-) -> ExportedModel:
-    """Writes ``source`` as a graph into ``directory`` and compares its logits with the source's, token by token too.
-
-    Args:
-        source: The model; it is left as it is.
-        directory: Made here; must not exist.
-        sample: A few real rows.
-        backend: Whose format it is.
-        threads: To compare with.
+def write_onnx(source: OptimizedModel, model: Any, work: Path) -> dict[str, Any]:
+    """Puts ``model.onnx`` and its weights beside it into ``work``, for a float32 model; what to note about it.
 
     Raises:
-        ExportError: The builder doesn't know this architecture, or the graph answers differently.
+        ExportError: The builder doesn't know this architecture.
         MissingDependency: The builder isn't installed.
     """
     import onnxruntime
-    import torch
 
-    check_builder()
-    notes: dict[str, Any]
-    with bundle.staged(Path(directory)) as work, bundle.evaluating(source.model):
-        inputs = bundle.save_tokenizer(source, work, sample, whole=False)
-        model, notes = source.model, {"builder": "onnxruntime-genai"}
-        if model.dtype != torch.float32 or model.device.type != "cpu":
-            notes["widened"] = f"{str(model.dtype).removeprefix('torch.')} to float32"
-            model = copy.deepcopy(model).to("cpu", torch.float32)
-        _write_graph(source, model, work)
-        texts = [" ".join(part for part in row if part) if not isinstance(row, str) else row for row in sample]
-        encode = source.processor.backend_tokenizer.encode
-        rows = [encode(text).ids[:64] for text in texts if text]
-        try:
-            found = OnnxDecoder(work / MODEL, threads=threads)
-            difference = _difference(TorchDecoder(model, threads=threads), found, rows)
-        except (ExportError, MemoryError):
-            raise
-        except Exception as error:  # onnxruntime has kinds of its own, and kernels with wishes of their own
-            raise ExportError(
-                f"onnxruntime can't run the graph of {type(model).__name__}: {error}. Write export.backends=torch."
-            ) from error
-        notes |= {"onnxruntime": onnxruntime.__version__, "max_abs_diff": difference}
-        bundle.write(source, work, backend=backend, inputs=inputs, notes=notes)
-    return bundle.read(directory, verify=False)
-
-
-def _write_graph(source: OptimizedModel, model: Any, work: Path) -> None:
-    """Puts ``model.onnx`` and its weights beside it into ``work``, for a float32 model."""
+    _check_builder()
     with tempfile.TemporaryDirectory(prefix=".build-", dir=work) as name, _quiet():
         from onnxruntime_genai.models import builder  # its import already gives the root logger a handler
 
@@ -106,13 +60,15 @@ def _write_graph(source: OptimizedModel, model: Any, work: Path) -> None:
             options = builder.parse_extra_options("", given, made, "fp32", "cpu", cache, extra)
             builder.create_model("", given, made, "fp32", "cpu", cache, **options)
         except (Exception, SystemExit) as error:  # the builder raises whatever it stumbles on
+            reason = str(error).replace(f"{given} ", "").rstrip(".")  # the folder is gone by the time it is read
             raise ExportError(
-                f"onnxruntime-genai can't build a graph of {type(model).__name__}: {error}. "
-                "Write export.backends=torch."
+                f"onnxruntime-genai can't build a graph of {type(model).__name__}: {reason}. "
+                "Write export.backends=openvino or torch."
             ) from error
         _fix_head_size(Path(made))
         for part in sorted(Path(made).glob(f"{MODEL}*")):
             part.rename(work / part.name)
+    return {"builder": "onnxruntime-genai", "onnxruntime": onnxruntime.__version__}
 
 
 def _fix_head_size(folder: Path) -> None:
@@ -143,41 +99,3 @@ def _quiet() -> Iterator[None]:
         finally:
             logging.root.handlers[:] = handlers
             logging.root.setLevel(level)
-
-
-def _difference(expected: Decoder, found: Decoder, rows: Sequence[Sequence[int]]) -> float:
-    """Largest difference of logits: of whole rows at once, token by token, and after tokens were taken out again.
-
-    Raises:
-        ExportError: It is more than float32 explains, or there was nothing to compare.
-    """
-    import numpy as np
-
-    worst = 0.0
-    for ids in rows:
-        array = np.array(ids, dtype=np.int64)
-        wanted, got = _walk(expected, array), _walk(found, array)
-        if not np.isfinite(got).all():
-            raise ExportError("The ONNX graph answers with values that are no numbers. It was not kept.")
-        difference, allowed = float(np.abs(wanted - got).max()), 1e-4 + _TOLERANCE * float(np.abs(wanted).max())
-        if difference > allowed:
-            raise ExportError(
-                f"The ONNX graph differs from its source by {difference:.2g} in its logits, more than the "
-                f"{allowed:.2g} allowed. It was not kept."
-            )
-        worst = max(worst, difference)
-    if not rows:
-        raise ExportError("Checking the exported model needs a sample of inputs, got none. Pass a few rows.")
-    return worst
-
-
-def _walk(decoder: Decoder, ids: np.ndarray) -> np.ndarray:
-    """Logits of all tokens in one pass, then of the last ones again one by one from a cache that was cut back."""
-    import numpy as np
-
-    cache = decoder.begin(len(ids))
-    whole = decoder.step(ids, cache, keep=len(ids))
-    half = max(1, len(ids) // 2)
-    decoder.crop(cache, half)
-    again = [decoder.step(ids[place : place + 1], cache, keep=1) for place in range(half, len(ids))]
-    return np.concatenate([whole, *again])

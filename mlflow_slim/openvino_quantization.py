@@ -94,16 +94,9 @@ def quantize_model(
     if scheme.kind == "static" and scheme.calibrate == "entropy":
         raise ConfigError("NNCF has no entropy calibration. Write calibrate=minmax or percentile.")
     with _quiet_nncf() as nncf:
-        ignored = nncf.IgnoredScope(names=kept) if kept else None
+        ignored = _ignored(nncf, kept)
         if scheme.kind == "weight_only":
-            modes = nncf.CompressWeightsMode
-            small = scheme.bits == 4
-            return nncf.compress_weights(
-                graph,
-                mode=modes.INT4_ASYM if small else modes.INT8_ASYM,
-                ignored_scope=ignored,
-                **({"group_size": scheme.block_size, "all_layers": scheme.embedding_bits == 4} if small else {}),
-            )
+            return _compress(nncf, graph, scheme, nodes)
         from nncf.quantization.advanced_parameters import (
             AdvancedQuantizationParameters,
             AdvancedSmoothQuantParameters,
@@ -126,3 +119,27 @@ def quantize_model(
             ignored_scope=ignored,
             advanced_parameters=AdvancedQuantizationParameters(**advanced),
         )
+
+
+def _ignored(nncf: Any, names: Sequence[str]) -> Any:
+    return nncf.IgnoredScope(names=list(names)) if names else None
+
+
+def _compress(nncf: Any, graph: Any, scheme: Scheme, nodes: Mapping[str, list[str]]) -> Any:
+    """Weights in 8 bits, or in 4 in groups, with those named in ``wide`` in 8."""
+
+    def of(modules: frozenset[str]) -> list[str]:
+        return [node for module in modules for node in nodes.get(module, [])]
+
+    modes = nncf.CompressWeightsMode
+    if scheme.bits == 4:
+        graph = nncf.compress_weights(
+            graph,
+            mode=modes.INT4_ASYM,
+            group_size=scheme.block_size,
+            all_layers=scheme.embedding_bits == 4,
+            ignored_scope=_ignored(nncf, of(scheme.keep_float | scheme.wide)),
+        )
+        if not scheme.wide:
+            return graph
+    return nncf.compress_weights(graph, mode=modes.INT8_ASYM, ignored_scope=_ignored(nncf, of(scheme.keep_float)))

@@ -395,7 +395,7 @@ class TestOnnx:
     def test_an_architecture_that_the_builder_does_not_know_is_named(self, tmp_path: Path) -> None:
         inputs = load(tmp_path, model=make_language_model(tmp_path / "lm", "gpt2"))
         assert inputs.source is not None
-        with pytest.raises(ExportError, match=r"GPT2LMHeadModel.*export.backends=torch"):
+        with pytest.raises(ExportError, match=r"GPT2LMHeadModel.*export.backends=openvino or torch"):
             load_backend("onnxruntime").export(inputs.source, tmp_path / "onnx", inputs.data.validation.inputs[:2])
         assert not (tmp_path / "onnx").exists()
 
@@ -403,7 +403,7 @@ class TestOnnx:
         shape = {"hidden_size": 72, "num_attention_heads": 4, "head_dim": 18}
         inputs = load(tmp_path, model=make_language_model(tmp_path / "lm", **shape))
         assert inputs.source is not None
-        with pytest.raises(ExportError, match=r"can't run the graph of LlamaForCausalLM.*export.backends=torch"):
+        with pytest.raises(ExportError, match=r"can't run the graph of LlamaForCausalLM.*other export.backends"):
             load_backend("onnxruntime").export(inputs.source, tmp_path / "onnx", inputs.data.validation.inputs[:2])
 
     @pytest.mark.parametrize("kind", ["llama", "mistral"])
@@ -545,6 +545,30 @@ def test_texts_written_in_several_threads_at_once_are_the_same(lm: Inputs, tmp_p
         assert list(pool.map(lambda prompt: model.answer(prompt, Writing(20)), prompts * 3)) == one_by_one * 3
 
 
+@pytest.mark.parametrize("option", ["teacher", "student"])
+def test_another_model_that_writes_nothing_is_refused_before_any_work(option: str, tmp_path: Path) -> None:
+    from test_backends import tiny_source
+
+    classifier = tmp_path / "classifier"
+    other = tiny_source()
+    other.model.save_pretrained(classifier)
+    other.processor.save_pretrained(classifier)
+    step = {"technique": "distill.generate", option: str(classifier)}
+    with pytest.raises(ModelError, match=r"BertForSequenceClassification and no language model"):
+        load(tmp_path, steps=[step])
+
+
+def test_a_model_without_keys_and_values_is_refused(tmp_path: Path) -> None:
+    import transformers
+
+    folder = make_language_model(tmp_path / "lm")
+    ends = {"eos_token_id": 0, "bos_token_id": 0, "pad_token_id": 0}
+    config = transformers.MambaConfig(vocab_size=340, hidden_size=32, num_hidden_layers=1, **ends)
+    transformers.MambaForCausalLM(config).save_pretrained(folder)
+    with pytest.raises(ModelError, match="MambaForCausalLM keeps a running state"):
+        load(tmp_path, model=folder)
+
+
 def test_a_broken_gguf_file_is_named(tmp_path: Path) -> None:
     pytest.importorskip("gguf")
     from mlflow_slim.model_source import resolve_model
@@ -630,6 +654,20 @@ def test_gptq_loses_less_of_the_answers_than_rounding() -> None:
         )
     ]
     assert lost[2] < lost[1] < 0.7 * lost[0]
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-3, 1e-6, 1e-9])
+def test_scales_are_halved_where_that_costs_nothing(size: float) -> None:
+    import torch
+
+    from mlflow_slim.gptq import nearest
+
+    weight = torch.randn(8, 128, generator=torch.Generator().manual_seed(0)) * size
+    codes = nearest(weight, bits=8, block_size=32)
+    _, scales, _ = codes.packed()
+    assert scales.dtype == (np.float16 if size > 1e-4 else np.float32)
+    apart = (codes.weight() - weight).abs().amax() / codes.scales.amax()
+    assert apart < 0.52, "nothing is cut off beyond the nearest code"
 
 
 def test_silent_inputs_and_zero_rows_stay_finite() -> None:

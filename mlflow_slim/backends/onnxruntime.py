@@ -24,7 +24,8 @@ from typing import Any
 from .. import bundle
 from ..artifact import ExportedModel, OptimizedModel
 from ..catalog import load_task
-from ..decoder_graph import export_decoder
+from ..decoder_export import export_decoder
+from ..decoder_graph import write_onnx
 from ..decoder_quantization import block_for, linear_nodes, quantize_decoder
 from ..errors import ConfigError, ExportError, IntegrityError
 from ..gptq import Codes, input_moments, solve
@@ -34,6 +35,7 @@ from ..onnx_quantization import quantize_graph, weighted_nodes
 from ..runtime import BundleError, Predictor, TextGenerator, tasks
 from ..runtime import load as load_bundle
 from ..runtime.bundle import read_bundle
+from ..runtime.decoders import OnnxDecoder
 from ..runtime.encoder import TokenizerFile
 from ..runtime.onnx_engine import MODEL, OnnxEngine
 
@@ -198,7 +200,15 @@ class OnnxRuntimeBackend:
         if source.builds:
             return bundle.adopt(source, directory, backend=self.name)
         if tasks.find(source.task).KIND == "generator":
-            return export_decoder(source, directory, sample, backend=self.name, threads=_threads())
+            return export_decoder(
+                source,
+                directory,
+                sample,
+                backend=self.name,
+                threads=_threads(),
+                write=write_onnx,
+                open_graph=lambda folder: OnnxDecoder(folder / MODEL, threads=_threads()),
+            )
         return export_graph(
             source,
             directory,

@@ -16,13 +16,16 @@ from typing import Any
 
 from .. import bundle
 from ..artifact import ExportedModel, OptimizedModel
+from ..decoder_export import export_decoder
 from ..errors import ConfigError, ExportError, IntegrityError
 from ..graph_export import Traceable, export_graph
 from ..interfaces import Kind, Scheme
+from ..openvino_decoder import write_openvino
 from ..openvino_quantization import quantize_model, weighted_nodes
 from ..runtime import BundleError, Predictor, TextGenerator, tasks
 from ..runtime import load as load_bundle
 from ..runtime.bundle import read_bundle
+from ..runtime.decoders import OpenVinoDecoder
 from ..runtime.encoder import TokenizerFile
 from ..runtime.openvino_engine import MODEL, OpenVinoEngine
 from ..runtime.torch_engine import quiet_transformers
@@ -78,10 +81,20 @@ class OpenVinoBackend:
             ExportError: The folder exists or can't be written, or the model can't be converted or answers differently.
             ModelError: There is no fast tokenizer or no padding token, or ``max_length`` is beyond the model.
         """
+        import torch
+
         if source.builds:
             return bundle.adopt(source, directory, backend=self.name)
-        if tasks.find(source.task).KIND != "encoder":
-            raise ExportError(f"OpenVINO can't run {source.task} here. Write export.backends=torch or onnxruntime.")
+        if tasks.find(source.task).KIND == "generator":
+            return export_decoder(
+                source,
+                directory,
+                sample,
+                backend=self.name,
+                threads=torch.get_num_threads(),
+                write=write_openvino,
+                open_graph=lambda folder: OpenVinoDecoder(folder / MODEL, threads=torch.get_num_threads()),
+            )
         return export_graph(
             source,
             directory,
@@ -116,14 +129,20 @@ class OpenVinoBackend:
         import openvino
 
         content = read_bundle(exported.directory).content
-        encode = TokenizerFile(
-            exported.directory / _TOKENIZER, content["inputs"], max_length=int(source.spec["max_length"])
-        )
+        generates = tasks.find(source.task).KIND == "generator"
+        if generates and scheme.kind != "weight_only":
+            raise ConfigError(
+                f"Language models aren't quantized with kind {scheme.kind!r} on openvino. Use quantize.weight_only."
+            )
         with bundle.staged(Path(directory)) as work:
             shutil.copyfile(exported.directory / _TOKENIZER, work / _TOKENIZER)
             graph = openvino.Core().read_model(str(exported.directory / MODEL))
             nodes = weighted_nodes(graph, source.model)
-            batches = [encode(rows[start : start + 8]) for start in range(0, len(rows), 8)]
+            batches: list[Any] = []
+            if scheme.kind == "static":
+                length = int(source.spec["max_length"])
+                encode = TokenizerFile(work / _TOKENIZER, content["inputs"], max_length=length)
+                batches = [encode(rows[start : start + 8]) for start in range(0, len(rows), 8)]
             try:
                 quantized = quantize_model(graph, scheme, nodes, batches)
             except (ConfigError, OSError):
@@ -131,7 +150,10 @@ class OpenVinoBackend:
             except Exception as error:  # NNCF raises many kinds of its own
                 raise ExportError(f"NNCF can't quantize {type(source.model).__name__}: {error}") from error
             openvino.save_model(quantized, str(work / MODEL), compress_to_fp16=False)
-            notes = {**content["notes"], "quantized": {**asdict(scheme), "keep_float": sorted(scheme.keep_float)}}
+            quantized_as = {**asdict(scheme), "keep_float": sorted(scheme.keep_float), "wide": sorted(scheme.wide)}
+            notes = {**content["notes"], "quantized": quantized_as}
+            if generates:
+                notes["kernel"] = "OpenVINO's products with compressed weights"
             bundle.write(source, work, backend=self.name, inputs=content["inputs"], notes=notes)
 
     def load(self, directory: Path, *, threads: int) -> Predictor | TextGenerator:

@@ -21,12 +21,15 @@ class Decoder(Protocol):
 
     settings: dict[str, Any]
 
-    def begin(self, length: int) -> Any:
-        """An empty cache for a text of so many tokens, prompt and answer; more may come, and may be slower."""
+    def begin(self, length: int, *, rows: int = 1) -> Any:
+        """An empty cache for ``rows`` texts of so many tokens, prompt and answer; more may come, and may be slower."""
         ...
 
     def step(self, ids: np.ndarray, cache: Any, *, keep: int) -> np.ndarray:
-        """Logits ``(keep, vocabulary)`` after the last ``keep`` of the tokens ``(tokens,)``, which join the cache."""
+        """Logits ``(keep, vocabulary)`` after the last ``keep`` of the tokens ``(tokens,)``, which join the cache.
+
+        Of several texts at a time, as long as each other: ``(rows, keep, vocabulary)`` for ``(rows, tokens)``.
+        """
         ...
 
     def crop(self, cache: Any, length: int) -> None:
@@ -64,13 +67,15 @@ class TorchDecoder:
         """Logits after one token; written out, because a keyword more or less is another graph."""
         return self._model(input_ids=tokens, position_ids=positions, past_key_values=cache, use_cache=True).logits
 
-    def begin(self, length: int) -> Any:
-        """Transformers' own cache for this model, of fixed size where it is compiled and the text fits."""
+    def begin(self, length: int, *, rows: int = 1) -> Any:
+        """Transformers' own cache for this model, of fixed size where it is compiled and one text fits."""
         from transformers import DynamicCache, StaticCache
 
-        if self._compiled is not None and length <= self._length:
+        if self._compiled is not None and rows == 1 and length <= self._length:
             return StaticCache(config=self._model.config, max_cache_len=self._length)
-        return DynamicCache(config=self._model.config)
+        cache = DynamicCache(config=self._model.config)
+        # What has slid out of a window can't come back when tokens are taken out again; masks look after windows, too.
+        return DynamicCache() if any(cache.is_sliding) else cache
 
     def step(self, ids: np.ndarray, cache: Any, *, keep: int) -> np.ndarray:
         """See `Decoder.step`; float32."""
@@ -78,12 +83,12 @@ class TorchDecoder:
         if torch.get_num_threads() != self._threads:
             torch.set_num_threads(self._threads)
         with torch.inference_mode():
-            tokens = torch.from_numpy(np.asarray(ids, dtype=np.int64))[None].to(self._model.device)
+            tokens = torch.from_numpy(np.atleast_2d(np.asarray(ids, dtype=np.int64))).to(self._model.device)
             found = self._pass_compiled(tokens, cache)
             if found is None:
                 found = self._model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=keep).logits
-            logits: np.ndarray = found[0, -keep:].float().cpu().numpy()
-        return logits
+            logits: np.ndarray = found[:, -keep:].float().cpu().numpy()
+        return logits if np.ndim(ids) == 2 else logits[0]
 
     def _pass_compiled(self, tokens: Any, cache: Any) -> Any:
         """Logits of a compiled pass; None where the model is to be run as it is."""
@@ -142,30 +147,32 @@ class OnnxDecoder:
         self._positions = "position_ids" in taken
         self._outputs = [one.name for one in self._session.get_outputs()]
 
-    def begin(self, length: int) -> _OnnxCache:  # noqa: ARG002 - it grows
+    def begin(self, length: int, *, rows: int = 1) -> _OnnxCache:  # noqa: ARG002 - it grows
         """A cache without tokens."""
         import onnxruntime
 
         make = onnxruntime.OrtValue.ortvalue_from_numpy
-        return _OnnxCache({name: make(array) for name, array in self._empty.items()})
+        return _OnnxCache({name: make(np.repeat(array, rows, axis=0)) for name, array in self._empty.items()})
 
     def step(self, ids: np.ndarray, cache: _OnnxCache, *, keep: int) -> np.ndarray:
         """See `Decoder.step`; float32."""
         import onnxruntime
 
         make = onnxruntime.OrtValue.ortvalue_from_numpy
-        total = cache.length + len(ids)
+        tokens = np.atleast_2d(np.asarray(ids, dtype=np.int64))
+        rows, total = len(tokens), cache.length + tokens.shape[1]
         feeds = {
-            "input_ids": make(np.asarray(ids, dtype=np.int64)[None]),
-            "attention_mask": make(np.ones((1, total), dtype=np.int64)),
+            "input_ids": make(tokens),
+            "attention_mask": make(np.ones((rows, total), dtype=np.int64)),
             **cache.values,
         }
         if self._positions:
-            feeds["position_ids"] = make(np.arange(cache.length, total, dtype=np.int64)[None])
+            feeds["position_ids"] = make(np.tile(np.arange(cache.length, total, dtype=np.int64), (rows, 1)))
         found = dict(zip(self._outputs, self._session.run_with_ort_values(self._outputs, feeds), strict=True))
         cache.values = {name: found[name.replace("past_key_values", "present")] for name in cache.values}
         cache.length = total
-        return np.asarray(found["logits"].numpy()[0, -keep:], dtype=np.float32)
+        logits: np.ndarray = np.asarray(found["logits"].numpy()[:, -keep:], dtype=np.float32)
+        return logits if np.ndim(ids) == 2 else logits[0]
 
     def crop(self, cache: _OnnxCache, length: int) -> None:
         """See `Decoder.crop`."""
@@ -176,3 +183,58 @@ class OnnxDecoder:
             cut = {name: np.ascontiguousarray(value.numpy()[:, :, :length]) for name, value in cache.values.items()}
             cache.values = {name: make(array) for name, array in cut.items()}
             cache.length = length
+
+
+class _OpenVinoCache:
+    """One inference request: the graph keeps keys and values of the tokens so far as the request's own state."""
+
+    def __init__(self, request: Any) -> None:
+        self.request, self.length = request, 0
+
+
+class OpenVinoDecoder:
+    """``openvino_model.xml`` of a bundle, a graph with state.
+
+    Args:
+        path: The model's XML file.
+        threads: Threads of one inference, >= 1.
+    """
+
+    def __init__(self, path: Path, *, threads: int) -> None:
+        from .openvino_engine import open_graph
+
+        self._compiled, self.settings = open_graph(path, threads=threads)
+        self._taken = {name for port in self._compiled.inputs for name in port.get_names()}
+
+    def begin(self, length: int, *, rows: int = 1) -> _OpenVinoCache:  # noqa: ARG002 - it grows
+        """A request without tokens."""
+        return _OpenVinoCache(self._compiled.create_infer_request())
+
+    def step(self, ids: np.ndarray, cache: _OpenVinoCache, *, keep: int) -> np.ndarray:
+        """See `Decoder.step`; float32."""
+        tokens = np.atleast_2d(np.asarray(ids, dtype=np.int64))
+        rows, count = tokens.shape
+        total = cache.length + count
+        feeds = {
+            "input_ids": tokens,
+            "attention_mask": np.ones((rows, total), dtype=np.int64),
+            "position_ids": np.tile(np.arange(cache.length, total, dtype=np.int64), (rows, 1)),
+            "keep": np.arange(count - keep, count, dtype=np.int64),
+            "beam_idx": np.arange(rows, dtype=np.int32),
+        }
+        given = {name: array for name, array in feeds.items() if name in self._taken}
+        results = cache.request.infer(given, share_inputs=True, share_outputs=True)
+        cache.length = total
+        logits = np.array(results[0], dtype=np.float32)  # a copy: the next inference writes into the same memory
+        return logits if np.ndim(ids) == 2 else logits[0]
+
+    def crop(self, cache: _OpenVinoCache, length: int) -> None:
+        """See `Decoder.crop`."""
+        if cache.length <= length:
+            return
+        import openvino
+
+        for state in cache.request.query_state():
+            kept = np.ascontiguousarray(state.state.data[:, :, :length])
+            state.state = openvino.Tensor(kept)
+        cache.length = length

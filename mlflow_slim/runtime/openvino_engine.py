@@ -15,30 +15,42 @@ logger = logging.getLogger(__name__)
 MODEL = "openvino_model.xml"
 
 
+def open_graph(path: Path, *, threads: int) -> tuple[Any, dict[str, Any]]:
+    """A compiled model, and what was set in it.
+
+    Args:
+        path: The model's XML file; its weights lie beside it.
+        threads: Threads of one inference, >= 1. One inference at a time gets all of them (one stream), and floats,
+            keys and values of past tokens too, are float32, whatever the processor would rather have.
+    """
+    import openvino  # here, so that other models are served without it
+
+    settings: dict[str, Any] = {
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": "1",
+        "INFERENCE_PRECISION_HINT": "f32",
+        "KV_CACHE_PRECISION": "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+        "ENABLE_CPU_PINNING": False,
+    }
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(str(path)), "CPU", settings)
+    noted = {"threads": threads, "streams": 1, "precision": "f32", "pinning": False}
+    logger.debug("%s opened by openvino %s: %s", path.name, openvino.__version__, noted)
+    return compiled, noted
+
+
 class OpenVinoEngine:
     """A compiled model.
 
     Args:
         path: The model's XML file; its weights lie beside it.
-        threads: Threads of one inference, >= 1. One inference at a time gets all of them (one stream), and floats are
-            computed as float32, whatever the processor would rather do.
+        threads: Threads of one inference, >= 1.
     """
 
     def __init__(self, path: Path, *, threads: int) -> None:
-        import openvino  # here, so that other models are served without it
-
-        settings: dict[str, Any] = {
-            "INFERENCE_NUM_THREADS": threads,
-            "NUM_STREAMS": "1",
-            "INFERENCE_PRECISION_HINT": "f32",
-            "PERFORMANCE_HINT": "LATENCY",
-            "ENABLE_CPU_PINNING": False,
-        }
-        core = openvino.Core()
-        self._compiled = core.compile_model(core.read_model(str(path)), "CPU", settings)
+        self._compiled, self.settings = open_graph(path, threads=threads)
         self._local = threading.local()
-        self.settings = {"threads": threads, "streams": 1, "precision": "f32", "pinning": False}
-        logger.debug("%s opened by openvino %s: %s", path.name, openvino.__version__, self.settings)
 
     def forward(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
         """First output of the graph, float32, ``(rows, ...)``; an inference request is not shared between threads."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from . import openvino_engine, tasks
 from .bundle import Bundle, BundleError, read_bundle
-from .decoders import Decoder, OnnxDecoder, TorchDecoder
+from .decoders import Decoder, OnnxDecoder, OpenVinoDecoder, TorchDecoder
 from .encoder import TokenizerFile
 from .generation import ASSISTANT, Drafting, Guess, TextGenerator, lookup, through_texts
 from .onnx_engine import MODEL, OnnxEngine
@@ -164,6 +164,8 @@ def _prompts(bundle: Bundle) -> PromptFile:
 def _decoder(bundle: Bundle, task: ModuleType, threads: int, device: str) -> Decoder | None:
     if bundle.backend == "onnxruntime":
         return OnnxDecoder(bundle.directory / MODEL, threads=threads)
+    if bundle.backend == "openvino":
+        return OpenVinoDecoder(bundle.directory / openvino_engine.MODEL, threads=threads)
     if bundle.backend == "torch":
         model, compile_mode = _torch_model(bundle, task, device)
         length = int(bundle.spec["max_length"])

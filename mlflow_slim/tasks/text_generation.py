@@ -130,6 +130,11 @@ class TextGeneration:
                 f"{len(lacking)} weights of the model in {str(directory)!r} are missing, {lacking[0]} first. They "
                 "would be random. It may be no language model, or was copied in part: give another, or fetch it again."
             )
+        if not _keeps_tokens(model):
+            raise ModelError(
+                f"{type(model).__name__} keeps a running state in place of keys and values of each token, from which "
+                "tokens can't be taken out again. Give a model with attention in all layers."
+            )
         limit = getattr(model.config, "max_position_embeddings", None)
         if max_length is not None and limit is not None and max_length > limit:
             raise ModelError(
@@ -363,6 +368,13 @@ class TextGeneration:
         if metric == "token_accuracy":
             return found.right.sum(axis=1).astype(float), found.tokens
         return text_scores(found.texts, references)[metric], np.ones(len(references))
+
+
+def _keeps_tokens(model: Any) -> bool:
+    """Whether every layer keeps keys and values of each token."""
+    from transformers import DynamicCache
+
+    return all(hasattr(layer, "keys") for layer in DynamicCache(config=model.config).layers)
 
 
 def _check_text_metrics() -> None:
