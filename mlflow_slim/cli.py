@@ -274,9 +274,9 @@ def _cache(options: argparse.Namespace) -> int:
             print(f"{entry.key[:12]}  {entry.content['technique']:20}  {entry.size / 2**20:9.1f} MiB  {days:6.1f} days")  # noqa: T201
         total = sum(entry.size for entry in entries) / 2**20
         print(f"{len(entries)} steps, {total:.1f} MiB, in {cache.root}")  # noqa: T201
-        for folder, size, used in stores(cache.root):
+        for folder, held, used in stores(cache.root):
             days = (time.time() - used) / 86400
-            print(f"{folder.name[:12]}  answers of a teacher  {size / 2**20:9.1f} MiB  {days:6.1f} days")  # noqa: T201
+            print(f"{folder.name[:12]}  answers of a teacher  {held / 2**20:9.1f} MiB  {days:6.1f} days")  # noqa: T201
         return 0
     if options.action == "verify":
         sound, damaged = cache.verify()

@@ -330,6 +330,10 @@ def test_a_model_answers_as_openai_does_when_it_is_logged_so(form: str, tmp_path
     usage = found["usage"]
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
     assert usage["completion_tokens"] <= 5
+    assert len(model.predict({**prompt, "max_tokens": 2, "n": 1, "stream": False})) == 1
+    for name, value in (("n", 3), ("stream", True), ("frequency_penalty", 0.5) if chat else ("n", 2)):
+        with pytest.raises(ValueError, match=f"asks for {name}="):
+            model.predict({**prompt, name: value})
 
 
 def test_written_texts_are_scored_as_the_papers_say() -> None:

@@ -17,8 +17,8 @@ LIBRARY_CLASS = "AutoModelForCausalLM"
 OUTPUT = "logits"
 KIND = "generator"
 COLUMNS = ("prompt", "messages")
-OPTIONS = ("max_new_tokens", "max_tokens", "temperature", "top_p", "seed", "stop")
-"""Columns and keys that say how a row is answered; parameters of a call have the same names."""
+_HOW = ("max_new_tokens", "max_tokens", "temperature", "top_p", "seed", "stop")
+"""Keys that say how a row is answered; parameters of a call have the same names."""
 _ONLY = {
     "n": (1,),
     "stream": (False,),
@@ -29,6 +29,7 @@ _ONLY = {
     "custom_inputs": ({},),
 }
 """Further keys of OpenAI's requests, and the values that ask for nothing that isn't done here."""
+OPTIONS = (*_HOW, *_ONLY)
 
 
 def _check_messages(messages: Sequence[Any], where: str) -> list[dict[str, str]]:
@@ -63,13 +64,14 @@ def check_rows(rows: Sequence[Any], spec: Mapping[str, Any]) -> list[Any]:  # no
         if isinstance(row, Mapping) and "role" not in row:
             row = {name: value for name, value in row.items() if not _is_missing(value)}
             given = [name for name in COLUMNS if name in row]
-            if len(given) != 1 or row.keys() - {*COLUMNS, *OPTIONS, *_ONLY}:
+            if len(given) != 1 or row.keys() - {*COLUMNS, *OPTIONS}:
                 known = f"has the keys {sorted(map(str, row))}"
                 raise ValueError(f"{where} {known}. Send a text, or one of: prompt, messages.")
             for name in _ONLY.keys() & row.keys():
-                if row[name] not in _ONLY[name]:
-                    raise ValueError(f"{where} asks for {name}={row[name]!r:.40}, which isn't done here. Leave it out.")
-            own = {name: row[name] for name in OPTIONS if name in row}
+                value = row[name].tolist() if hasattr(row[name], "tolist") else row[name]
+                if value not in _ONLY[name]:
+                    raise ValueError(f"{where} asks for {name}={value!r:.40}, which isn't done here. Leave it out.")
+            own = {name: row[name] for name in _HOW if name in row}
             row = row[given[0]]
         if hasattr(row, "tolist"):
             row = row.tolist()
@@ -93,8 +95,8 @@ def writing(spec: Mapping[str, Any], params: Mapping[str, Any]) -> Writing:
         ValueError: A value is out of its range, or a name is unknown.
     """
     given = {name: value for name, value in params.items() if value is not None}
-    if unknown := sorted(given.keys() - set(OPTIONS)):
-        raise ValueError(f"Unknown params {unknown}. Known: {', '.join(sorted(OPTIONS))}.")
+    if unknown := sorted(given.keys() - set(_HOW)):
+        raise ValueError(f"Unknown params {unknown}. Known: {', '.join(sorted(_HOW))}.")
     stop = given.get("stop", ())
     stop = stop.tolist() if hasattr(stop, "tolist") else stop
     limit = given.get("max_new_tokens", given.get("max_tokens", spec["max_new_tokens"] or 32))
