@@ -88,11 +88,17 @@ def resolve_model(
     path = Path(name).expanduser()
     if path.suffix == ".gguf" and path.is_file():
         return ModelSource(from_gguf(path.absolute(), _folder(workdir)), name, None, "local")
+    if path.suffix in (".onnx", ".xml") and path.is_file():
+        raise ModelError(_only_measured(name))
     if path.exists():
         if (path / "MLmodel").is_file():
             return _from_mlflow_folder(path.absolute(), name, "local", workdir)
         if (path / "slim.json").is_file():
             return ModelSource(_from_bundle(path.absolute(), name), name, None, "local")
+        from .ready_graph import find_graph  # it knows runtimes, which most callers don't need
+
+        if path.is_dir() and find_graph(name) is not None:
+            raise ModelError(_only_measured(name))
         check_model_directory(path)
         return ModelSource(path.absolute(), name, None, "local")
     repository, _, at = name.partition("@")
@@ -104,6 +110,13 @@ def resolve_model(
             "is named owner/name."
         )
     return _from_hub(name, repository, at or revision or None, looked_for=path)
+
+
+def _only_measured(name: str) -> str:
+    return (
+        f"{name} is a graph that was exported already; it can be measured (-e evaluate) and not optimised. "
+        "Give the folder of transformers that it came from."
+    )
 
 
 def _demo() -> ModelSource:

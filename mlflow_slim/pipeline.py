@@ -39,6 +39,7 @@ from .measurement.quality_report import headline
 from .measurement.report import Report
 from .model_source import resolve_model
 from .point_log import Point, PointLog
+from .ready_graph import adopt_graph, find_graph
 from .runtime import tasks
 from .session_setup import compute_threads, energy_meter
 from .stages import Stages
@@ -181,7 +182,7 @@ class Flow:
         with self.stages.time("load"):
             if not self.recipe.steps:  # then models may be measured that nothing can be done to
                 names = [name for name in (self.recipe.against, self.recipe.model) if name is not None]
-                given = [find_given(name, self.download) for name in names]
+                given = [self.find(name) for name in names]
             inputs = self.inputs(given)
             headline(inputs.task, inputs.data.test, inputs.data.spec, self.recipe.measure.metric)
             self.recipe_run.log_data(inputs.data)
@@ -195,6 +196,21 @@ class Flow:
                     self.optimize(inputs)
             reports = self.measure(inputs)
         return self.report(reports)
+
+    def find(self, name: str) -> Given:
+        """A model to measure as it is, by the name that the user gave it."""
+        graph = find_graph(name)
+        if graph is None:
+            return find_given(name, self.download)
+        exported = adopt_graph(
+            graph,
+            name,
+            task=self.recipe.task,
+            pair=self.recipe.text_pair is not None,
+            max_length=self.recipe.max_length,
+            directory=Path(tempfile.mkdtemp(prefix="graph-", dir=self.folder)) / "given",
+        )
+        return Given(name, exported)
 
     def inputs(self, given: Sequence[Given]) -> Inputs:
         """Data and model; where a model is exported already, its labels decide and no other is loaded."""

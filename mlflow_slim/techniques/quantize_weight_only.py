@@ -21,7 +21,7 @@ from ..runtime import tasks
 
 __all__ = ["QuantizeWeightOnly"]
 
-_SHARES = (0.0, 0.2, 0.4, 0.6, 0.8)
+_SHARES = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9)
 """Of the layers' weights that may stay in 8 bits beside the output embedding, tried in this order."""
 
 
