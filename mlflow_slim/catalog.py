@@ -41,6 +41,7 @@ TECHNIQUES = {
     "prune.width": "mlflow_slim.techniques.prune_width:PruneWidth",
     "quantize.cast": "mlflow_slim.techniques.quantize_cast:QuantizeCast",
     "quantize.dynamic": "mlflow_slim.techniques.quantize_dynamic:QuantizeDynamic",
+    "quantize.qat": "mlflow_slim.techniques.quantize_qat:QuantizeQat",
     "quantize.static": "mlflow_slim.techniques.quantize_static:QuantizeStatic",
     "quantize.weight_only": "mlflow_slim.techniques.quantize_weight_only:QuantizeWeightOnly",
     "speculate.assistant": "mlflow_slim.techniques.speculate_assistant:SpeculateAssistant",

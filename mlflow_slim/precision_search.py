@@ -71,6 +71,7 @@ def quantize_for_backends(
     *,
     calibration: Sequence[Any] | None = None,
     back_to_float: bool = True,
+    reference: OptimizedModel | None = None,
 ) -> OptimizedModel:
     """``source`` with a quantized build for each of the context's backends.
 
@@ -82,6 +83,7 @@ def quantize_for_backends(
         source: The model; it is left as it is.
         context: Validation rows to decide on, folder, backends.
         calibration: Rows whose activations the runtime's quantizer may look at; by default those to decide on.
+        reference: Whose answers are to hold; by default those of ``source`` before.
         back_to_float: False keeps the last choice as it is, with a word of caution; where modules are many and large.
 
     Raises:
@@ -95,7 +97,9 @@ def quantize_for_backends(
         kind = schemes[0].kind
         if kind not in getattr(backend, "kinds", ()):
             raise ConfigError(f"{name} can't be done for {backend_name}. Write other export.backends.")
-        search = _Search(name, options, source, context, cast("QuantizingBackend", backend), kind, calibration)
+        search = _Search(
+            name, options, source, context, cast("QuantizingBackend", backend), kind, calibration, reference
+        )
         chosen = search.run(choices, back_to_float=back_to_float)
         if not search.holds(chosen):
             notes["caution"] = (
@@ -139,6 +143,7 @@ class _Search:
         backend: QuantizingBackend,
         kind: Any,
         calibration: Sequence[Any] | None,
+        reference: OptimizedModel | None,
     ) -> None:
         self.name, self.options, self.source, self.context = name, options, source, context
         self.backend = backend
@@ -150,7 +155,10 @@ class _Search:
         self.references = validation.references[rows]
         self.metric = context.metric or context.task.headline(validation.references, source.spec)[0]
         self.exported = backend.export(source, self.folder / "float", self.inputs[: context.task.check_rows])
-        self.expected = self._answers(self.exported.directory)
+        if reference is None:
+            self.expected = self._answers(self.exported.directory)
+        else:
+            self.expected = context.task.outputs(reference.model, reference.processor, self.inputs, reference.spec)
         self.modules = backend.quantizable(self.exported, source, kind)
         self.calibration = self.inputs if calibration is None else calibration
         self.tried = 0
