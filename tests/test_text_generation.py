@@ -396,6 +396,27 @@ class TestOnnx:
         assert (made[0].forward(batch) == made[1].forward(batch)).all()
         np.testing.assert_allclose(made[0].scores(rows), made[1].scores(rows), atol=1e-2)
 
+    def test_a_cache_grows_and_keeps_what_it_holds(
+        self, lm: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from mlflow_slim.runtime import decoders
+
+        assert lm.source is not None
+        rows = lm.data.validation.inputs[:2]
+        load_backend("onnxruntime").export(lm.source, tmp_path / "onnx", rows)
+        decoder: Any = load_backend("onnxruntime").load(tmp_path / "onnx", threads=1)._decoder
+        ids = np.array([5, 9, 40, 7, 12, 60, 33, 8, 2, 4])
+        wanted = decoder.step(ids, decoder.begin(10), keep=10)
+        monkeypatch.setattr(decoders, "_ROOM", 3)
+        cache = decoder.begin(10**9)
+        assert cache.room == 3
+        found = [decoder.step(ids[:2], cache, keep=2), decoder.step(ids[2:7], cache, keep=5)]
+        decoder.crop(cache, 6)
+        found += [decoder.step(ids[6:], cache, keep=4)]
+        found[1] = found[1][:-1]
+        np.testing.assert_allclose(np.concatenate(found), wanted, atol=1e-4)
+        assert cache.length == 10 <= cache.room
+
     def test_an_architecture_that_the_builder_does_not_know_is_named(self, tmp_path: Path) -> None:
         inputs = load(tmp_path, model=make_language_model(tmp_path / "lm", "gpt2"))
         assert inputs.source is not None

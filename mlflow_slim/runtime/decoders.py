@@ -115,11 +115,37 @@ class TorchDecoder:
             cache.crop(-surplus)  # by how many, not to how many: newer versions take nothing else
 
 
-class _OnnxCache:
-    """Keys and values of the tokens so far, one array a layer and kind."""
+_ROOM = 1024
+"""Tokens that a cache has room for at first, at most: who allows many may need few."""
 
-    def __init__(self, values: dict[str, Any]) -> None:
-        self.values, self.length = values, 0
+
+class _OnnxCache:
+    """Keys and values of the tokens so far, one buffer a layer and kind, with room for more tokens behind.
+
+    A pass writes those of its tokens behind the others, in place: what comes in as past goes out as present.
+    """
+
+    def __init__(self, session: Any, shapes: dict[str, tuple[int, int]], rows: int, room: int) -> None:
+        self._session, self._shapes, self._rows = session, shapes, rows
+        self.length, self.room = 0, 0
+        self._buffers: dict[str, Any] = {}
+        self.make_room(room)
+
+    def make_room(self, room: int) -> None:
+        """Room for so many tokens; those that are there stay."""
+        import onnxruntime
+
+        if room <= self.room:
+            return
+        self.binding = self._session.io_binding()
+        for name, (heads, size) in self._shapes.items():
+            whole = np.zeros((self._rows, heads, room, size), dtype=np.float32)
+            if name in self._buffers:
+                whole[:, :, : self.length] = self._buffers[name].numpy()[:, :, : self.length]
+            buffer = self._buffers[name] = onnxruntime.OrtValue.ortvalue_from_numpy(whole)
+            self.binding.bind_ortvalue_input(name, buffer)
+            self.binding.bind_ortvalue_output(name.replace("past_key_values", "present"), buffer)
+        self.room = room
 
 
 class OnnxDecoder:
@@ -139,50 +165,38 @@ class OnnxDecoder:
         check_external_data(path)
         self._session, self.settings = open_session(path, threads=threads)
         taken = {one.name: one for one in self._session.get_inputs()}
-        self._empty = {
-            name: np.zeros((1, one.shape[1], 0, one.shape[3]), dtype=np.float32)
+        self._shapes = {
+            name: (int(one.shape[1]), int(one.shape[3]))
             for name, one in taken.items()
             if name.startswith("past_key_values")
         }
         self._positions = "position_ids" in taken
-        self._outputs = [one.name for one in self._session.get_outputs()]
 
-    def begin(self, length: int, *, rows: int = 1) -> _OnnxCache:  # noqa: ARG002 - it grows
+    def begin(self, length: int, *, rows: int = 1) -> _OnnxCache:
         """A cache without tokens."""
-        import onnxruntime
-
-        make = onnxruntime.OrtValue.ortvalue_from_numpy
-        return _OnnxCache({name: make(np.repeat(array, rows, axis=0)) for name, array in self._empty.items()})
+        return _OnnxCache(self._session, self._shapes, rows, min(length, _ROOM))
 
     def step(self, ids: np.ndarray, cache: _OnnxCache, *, keep: int) -> np.ndarray:
         """See `Decoder.step`; float32."""
-        import onnxruntime
-
-        make = onnxruntime.OrtValue.ortvalue_from_numpy
         tokens = np.atleast_2d(np.asarray(ids, dtype=np.int64))
         rows, total = len(tokens), cache.length + tokens.shape[1]
-        feeds = {
-            "input_ids": make(tokens),
-            "attention_mask": make(np.ones((rows, total), dtype=np.int64)),
-            **cache.values,
-        }
+        if total > cache.room:
+            cache.make_room(max(total, 2 * cache.room))
+        feeds = {"input_ids": tokens, "attention_mask": np.ones((rows, total), dtype=np.int64)}
         if self._positions:
-            feeds["position_ids"] = make(np.tile(np.arange(cache.length, total, dtype=np.int64), (rows, 1)))
-        found = dict(zip(self._outputs, self._session.run_with_ort_values(self._outputs, feeds), strict=True))
-        cache.values = {name: found[name.replace("past_key_values", "present")] for name in cache.values}
+            feeds["position_ids"] = np.tile(np.arange(cache.length, total, dtype=np.int64), (rows, 1))
+        for name, array in feeds.items():
+            cache.binding.bind_cpu_input(name, array)
+        cache.binding.bind_output("logits")  # anew: its shape is another one each time
+        self._session.run_with_iobinding(cache.binding)
         cache.length = total
-        logits: np.ndarray = np.asarray(found["logits"].numpy()[:, -keep:], dtype=np.float32)
+        found = cache.binding.get_outputs()[len(self._shapes)]  # bound after the others
+        logits: np.ndarray = np.array(found.numpy()[:, -keep:], dtype=np.float32)
         return logits if np.ndim(ids) == 2 else logits[0]
 
     def crop(self, cache: _OnnxCache, length: int) -> None:
         """See `Decoder.crop`."""
-        import onnxruntime
-
-        if cache.length > length:
-            make = onnxruntime.OrtValue.ortvalue_from_numpy
-            cut = {name: np.ascontiguousarray(value.numpy()[:, :, :length]) for name, value in cache.values.items()}
-            cache.values = {name: make(array) for name, array in cut.items()}
-            cache.length = length
+        cache.length = min(cache.length, length)  # what lies behind is written over before it is looked at
 
 
 class _OpenVinoCache:
