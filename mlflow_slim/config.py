@@ -148,6 +148,8 @@ class Measure(_Section):
     utilisation: float = Field(0.5, gt=0, le=1, description="Share of paid time in which the machine serves; for cost.")
     requests_per_day: float | None = Field(None, gt=0, description="Your traffic; turns break-even into days.")
 
+    _tasks = field_validator("lm_eval", mode="before")(split_words)
+
 
 class Generate(_Section):
     """How a language model is asked; for the task text-generation."""

@@ -12,6 +12,7 @@ from conftest import make_language_model
 from test_text_generation import load, recipe_of, rows_file
 
 from mlflow_slim.catalog import load_backend
+from mlflow_slim.config import Recipe
 from mlflow_slim.errors import ConfigError, DataError
 from mlflow_slim.measurement.harness import run_task, task_figures, tasks_fault
 
@@ -107,6 +108,13 @@ def test_changes_are_paired_by_row() -> None:
     assert change.lo < -0.125 < change.hi
     after["results"]["t"]["acc,none"] = 0.9  # no mean of what the rows say
     assert not task_figures(after, before)[1]
+
+
+def test_tasks_are_named_with_commas_on_the_command_line() -> None:
+    given = {"measure.lm_eval": "arc_easy, ./mine.yaml", "measure.lm_eval_rows": "20"}
+    recipe = Recipe.load("quantize-llm", given)
+    assert recipe.measure.lm_eval == ("arc_easy", "./mine.yaml")
+    assert recipe.measure.lm_eval_rows == 20
 
 
 def test_what_is_not_a_task_is_named_before_any_work(tmp_path: Path) -> None:
