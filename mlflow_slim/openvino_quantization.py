@@ -131,14 +131,20 @@ def _compress(nncf: Any, graph: Any, scheme: Scheme, nodes: Mapping[str, list[st
     def of(modules: frozenset[str]) -> list[str]:
         return [node for module in modules for node in nodes.get(module, [])]
 
+    from nncf.quantization.advanced_parameters import AdvancedCompressionParameters, GroupSizeFallbackMode
+
     modes = nncf.CompressWeightsMode
     if scheme.bits == 4:
+        smaller = AdvancedCompressionParameters(  # where rows are no multiple of a block
+            group_size_fallback_mode=GroupSizeFallbackMode.ADJUST, min_adjusted_group_size=16
+        )
         graph = nncf.compress_weights(
             graph,
             mode=modes.INT4_ASYM,
             group_size=scheme.block_size,
             all_layers=scheme.embedding_bits == 4,
             ignored_scope=_ignored(nncf, of(scheme.keep_float | scheme.wide)),
+            advanced_parameters=smaller,
         )
         if not scheme.wide:
             return graph

@@ -125,6 +125,20 @@ def test_integers_are_near_and_small(lm: Inputs, bits: int, tmp_path: Path) -> N
     assert ("u4" in kinds) == (bits == 4)
 
 
+def test_rows_that_are_no_multiple_of_a_block_take_a_smaller_one(tmp_path: Path) -> None:
+    shape = {"hidden_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 160}
+    inputs = load(tmp_path, model=make_language_model(tmp_path / "lm", **shape))
+    assert inputs.source is not None
+    backend: Any = load_backend("openvino")
+    rows = inputs.data.validation.inputs
+    exported = backend.export(inputs.source, tmp_path / "float", rows[:2])
+    backend.quantize(exported, inputs.source, tmp_path / "q", Scheme("weight_only", bits=4, block_size=128), rows)
+    graph = openvino.Core().read_model(str(tmp_path / "q" / "openvino_model.xml"))
+    kinds = [node.get_element_type().get_type_name() for node in graph.get_ops() if node.get_type_name() == "Constant"]
+    assert "u4" in kinds
+    assert np.isfinite(backend.load(tmp_path / "q", threads=1).scores(rows)).all()
+
+
 def test_only_weights_become_integers(lm: Inputs, tmp_path: Path) -> None:
     assert lm.source is not None
     backend: Any = load_backend("openvino")
