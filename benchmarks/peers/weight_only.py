@@ -43,7 +43,7 @@ PROMPT = "Explain in a few sentences why the sky is blue during the day and red 
 OURS: dict[str, tuple[str, dict[str, Any] | None]] = {
     "ort-float": ("onnxruntime", None),
     "ort-8": ("onnxruntime", {"bits": 8, "block_size": 64}),
-    "ort-8-and-4": ("onnxruntime", {"bits": 4, "block_size": 64, "max_drop": 0.0125}),
+    "ort-8-and-4": ("onnxruntime", {"bits": 4, "block_size": 32, "max_drop": 0.0125}),
     "ort-4": ("onnxruntime", {"bits": 4, "block_size": 32, "max_drop": 0.045}),
     "openvino-float": ("openvino", None),
     "openvino-8": ("openvino", {"bits": 8}),
