@@ -51,7 +51,7 @@ def test_static_finds_ranges_on_validation_rows(
 ) -> None:
     found = apply("quantize.static", source, tmp_path, calibrate=calibrate, calibration_rows=16)
     assert "QuantizeLinear" in operators(found)
-    assert distance(found, source) < 0.2
+    assert distance(found, source) < 0.3  # without VNNI, where weights have 7 bits, up to 0.26
     notes = found.lineage[-1].notes["onnxruntime"]
     assert notes["calibration_rows"] == 16
     assert len(notes["calibration_digest"]) == 16

@@ -10,7 +10,7 @@ import functools
 import importlib.util
 import io
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -158,8 +158,6 @@ def _model(generator: Any) -> Any:
     """A model as lm-eval asks it."""
     from lm_eval.api.model import LM
 
-    from ..runtime.generation import Writing
-
     class Measured(LM):  # type: ignore[misc, unused-ignore]
         """Answers one request after the other."""
 
@@ -177,23 +175,22 @@ def _model(generator: Any) -> Any:
                 yield generator.likelihood(ids[start - 1 : start] if start else before, ids[start : start + room])[0]
 
         def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:  # noqa: ARG002
-            return [
-                generator.answer(prompt, _writing(options, Writing))
-                for prompt, options in (request.args for request in requests)
-            ]
+            asked = [request.args for request in requests]
+            return [generator.complete(prompt, **_how(options)) for prompt, options in asked]
 
     return Measured()
 
 
-def _writing(options: Mapping[str, Any], make: Callable[..., Any]) -> Any:
+def _how(options: Mapping[str, Any]) -> dict[str, Any]:
+    """How to write, from what a task asks for in lm-eval's words."""
     stop = options.get("until") or ()
     drawn = bool(options.get("do_sample", False))
-    return make(
-        int(options.get("max_gen_toks", _NEW_TOKENS)),
-        temperature=float(options.get("temperature", 1.0)) if drawn else 0.0,
-        stop=tuple(text for text in ([stop] if isinstance(stop, str) else stop) if text),
-        seed=0,
-    )
+    return {
+        "max_new_tokens": int(options.get("max_gen_toks", _NEW_TOKENS)),
+        "temperature": float(options.get("temperature", 1.0)) if drawn else 0.0,
+        "stop": tuple(text for text in ([stop] if isinstance(stop, str) else stop) if text),
+        "seed": 0,
+    }
 
 
 @contextlib.contextmanager

@@ -464,6 +464,10 @@ class TextGenerator:
         """
         return "".join(self.stream(prompt, writing, count=count))
 
+    def complete(self, prompt: Any, **how: Any) -> str:
+        """The same, with the fields of `Writing` by name."""
+        return self.answer(prompt, Writing(**how))
+
     def reply(self, prompt: Any, writing: Writing) -> Reply:
         """The same text with the tokens that were read and written."""
         counted: list[int] = []
