@@ -176,17 +176,18 @@ def _model(generator: Any) -> Any:
 
         def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:  # noqa: ARG002
             asked = [request.args for request in requests]
-            return [generator.complete(prompt, **_how(options)) for prompt, options in asked]
+            most = max(1, int(generator.bundle.spec["max_length"]) // 2)  # the prompt needs room, too
+            return [generator.complete(prompt, **_how(options, most)) for prompt, options in asked]
 
     return Measured()
 
 
-def _how(options: Mapping[str, Any]) -> dict[str, Any]:
-    """How to write, from what a task asks for in lm-eval's words."""
+def _how(options: Mapping[str, Any], most: int) -> dict[str, Any]:
+    """How to write, from what a task asks for in lm-eval's words; at most so many tokens."""
     stop = options.get("until") or ()
     drawn = bool(options.get("do_sample", False))
     return {
-        "max_new_tokens": int(options.get("max_gen_toks", _NEW_TOKENS)),
+        "max_new_tokens": min(most, int(options.get("max_gen_toks", _NEW_TOKENS))),
         "temperature": float(options.get("temperature", 1.0)) if drawn else 0.0,
         "stop": tuple(text for text in ([stop] if isinstance(stop, str) else stop) if text),
         "seed": 0,
