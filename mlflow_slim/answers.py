@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from .cache import StepCache, content_key
 from .errors import ModelError
@@ -118,8 +118,7 @@ def remove_stores(cache: StepCache, *, older_than_s: float | None, dry_run: bool
     for folder, size, used in stores(cache.root):
         if older_than_s is not None and time.time() - used <= older_than_s:
             continue
-        lock = FileLock(str(cache.root / "locks" / f"answers-{folder.name}.lock"), timeout=0)
-        with contextlib.suppress(Timeout), lock:
+        with contextlib.suppress(Timeout), cache.lock(f"answers-{folder.name}"):
             if not dry_run:
                 shutil.rmtree(folder)
             removed.append((folder.name, size))

@@ -29,6 +29,7 @@ from .runtime import tasks
 from .runtime.bundle import FORMAT, NAME, BundleError, read_bundle
 
 __all__ = [
+    "KNOWN_INPUTS",
     "adopt",
     "check_labels",
     "compare",
@@ -38,6 +39,7 @@ __all__ = [
     "find",
     "input_names",
     "lengthened",
+    "padding_inputs",
     "read",
     "save",
     "save_tokenizer",
@@ -46,7 +48,7 @@ __all__ = [
     "write",
 ]
 
-_KNOWN_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+KNOWN_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 @contextmanager
@@ -120,12 +122,12 @@ def input_names(model: Any, tokenizer: Any) -> list[str]:
 
     taken = inspect.signature(model.forward).parameters
     names = [name for name in tokenizer.model_input_names if name in taken]
-    if "input_ids" not in names or not set(names) <= set(_KNOWN_INPUTS):
+    if "input_ids" not in names or not set(names) <= set(KNOWN_INPUTS):
         raise ModelError(
             f"{type(model).__name__} with {type(tokenizer).__name__} is called with {', '.join(names) or 'nothing'}. "
-            f"Exporting knows {', '.join(_KNOWN_INPUTS)}; use another model."
+            f"Exporting knows {', '.join(KNOWN_INPUTS)}; use another model."
         )
-    return [name for name in _KNOWN_INPUTS if name in names]
+    return [name for name in KNOWN_INPUTS if name in names]
 
 
 def _fast(tokenizer: Any, sample: Sequence[Any]) -> Any:
@@ -188,9 +190,12 @@ def save_tokenizer(source: OptimizedModel, directory: Path, sample: Sequence[Any
         if tasks.find(source.task).KIND == "generator"
         else {}
     )
+    return {**of_chats, "names": input_names(source.model, tokenizer), **padding_inputs(tokenizer)}
+
+
+def padding_inputs(tokenizer: Any) -> dict[str, Any]:
+    """How texts are padded and cut, for the ``inputs`` section of ``slim.json``; the tokenizer has a padding token."""
     return {
-        **of_chats,
-        "names": input_names(source.model, tokenizer),
         "pad_token": str(tokenizer.pad_token),
         "pad_id": int(tokenizer.pad_token_id),
         "pad_type_id": int(getattr(tokenizer, "pad_token_type_id", 0)),

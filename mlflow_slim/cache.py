@@ -22,10 +22,13 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import manifest
 from .errors import ConfigError
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 __all__ = ["VARIABLE", "Entry", "StepCache", "code_digest", "content_key", "files_digest"]
 
@@ -126,17 +129,23 @@ class StepCache:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         return cls(Path(wanted).expanduser() if wanted else home / "mlflow_slim" / "steps")
 
+    def lock(self, key: str) -> FileLock:
+        """The lock of a key, not yet taken; it doesn't wait."""
+        from filelock import FileLock as Lock  # here, so that a command that locks nothing starts without it
+
+        return Lock(str(self.root / "locks" / f"{key}.lock"), timeout=0)
+
     @contextlib.contextmanager
     def locked(self, key: str) -> Iterator[None]:
         """Alone with this key, among all processes that use this folder."""
-        from filelock import FileLock, Timeout
+        from filelock import Timeout
 
-        lock = FileLock(str(self.root / "locks" / f"{key}.lock"))
+        lock = self.lock(key)
         try:
-            lock.acquire(timeout=0)
+            lock.acquire()
         except Timeout:
             logger.info("Another process is doing this very step; waiting for its outcome")
-            lock.acquire()
+            lock.acquire(timeout=-1)
         try:
             yield
         finally:
@@ -241,10 +250,10 @@ class StepCache:
         return removed
 
     def _remove(self, entry: Entry, dry_run: bool) -> bool:
-        from filelock import FileLock, Timeout
+        from filelock import Timeout
 
         try:
-            with FileLock(str(self.root / "locks" / f"{entry.key}.lock"), timeout=0):
+            with self.lock(entry.key):
                 if not dry_run:
                     doomed = entry.folder.with_name(f".bad-{entry.key[:16]}-{time.time_ns()}")
                     entry.folder.rename(doomed)  # at once no entry any more, however long removing takes

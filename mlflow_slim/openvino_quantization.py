@@ -90,11 +90,9 @@ def quantize_model(
     Raises:
         ConfigError: NNCF has no such calibration.
     """
-    kept = [node for module in scheme.keep_float for node in nodes.get(module, [])]
     if scheme.kind == "static" and scheme.calibrate == "entropy":
         raise ConfigError("NNCF has no entropy calibration. Write calibrate=minmax or percentile.")
     with _quiet_nncf() as nncf:
-        ignored = _ignored(nncf, kept)
         if scheme.kind == "weight_only":
             return _compress(nncf, graph, scheme, nodes)
         from nncf.quantization.advanced_parameters import (
@@ -116,21 +114,18 @@ def quantize_model(
             nncf.Dataset([dict(batch) for batch in batches]),
             model_type=nncf.ModelType.TRANSFORMER,
             subset_size=len(batches),
-            ignored_scope=ignored,
+            ignored_scope=_ignored(nncf, nodes, scheme.keep_float),
             advanced_parameters=AdvancedQuantizationParameters(**advanced),
         )
 
 
-def _ignored(nncf: Any, names: Sequence[str]) -> Any:
-    return nncf.IgnoredScope(names=list(names)) if names else None
+def _ignored(nncf: Any, nodes: Mapping[str, list[str]], modules: frozenset[str]) -> Any:
+    names = [node for module in modules for node in nodes.get(module, [])]
+    return nncf.IgnoredScope(names=names) if names else None
 
 
 def _compress(nncf: Any, graph: Any, scheme: Scheme, nodes: Mapping[str, list[str]]) -> Any:
     """Weights in 8 bits, or in 4 in groups, with those named in ``wide`` in 8."""
-
-    def of(modules: frozenset[str]) -> list[str]:
-        return [node for module in modules for node in nodes.get(module, [])]
-
     from nncf.quantization.advanced_parameters import AdvancedCompressionParameters, GroupSizeFallbackMode
 
     modes = nncf.CompressWeightsMode
@@ -143,9 +138,9 @@ def _compress(nncf: Any, graph: Any, scheme: Scheme, nodes: Mapping[str, list[st
             mode=modes.INT4_ASYM,
             group_size=scheme.block_size,
             all_layers=scheme.embedding_bits == 4,
-            ignored_scope=_ignored(nncf, of(scheme.keep_float | scheme.wide)),
+            ignored_scope=_ignored(nncf, nodes, scheme.keep_float | scheme.wide),
             advanced_parameters=smaller,
         )
         if not scheme.wide:
             return graph
-    return nncf.compress_weights(graph, mode=modes.INT8_ASYM, ignored_scope=_ignored(nncf, of(scheme.keep_float)))
+    return nncf.compress_weights(graph, mode=modes.INT8_ASYM, ignored_scope=_ignored(nncf, nodes, scheme.keep_float))

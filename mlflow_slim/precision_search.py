@@ -50,6 +50,10 @@ class QuantizeOptions(BaseModel):
     )
     calibration_rows: int = Field(400, ge=1, description="Validation rows to decide on, at most.")
 
+    def holds(self, drop: float, agreement: float) -> bool:
+        """Whether a drop of the headline metric, and a share of rows answered as before, are within the margin."""
+        return self.max_drop is None or (drop <= self.max_drop and agreement >= self.min_agreement)
+
 
 @dataclass(frozen=True)
 class _Trial:
@@ -215,8 +219,7 @@ class _Search:
         return names
 
     def holds(self, trial: _Trial) -> bool:
-        limit = self.options.max_drop
-        return limit is None or (trial.drop <= limit and trial.agreement >= self.options.min_agreement)
+        return self.options.holds(trial.drop, trial.agreement)
 
     def _back_to_float(self, all_integer: _Trial) -> _Trial:
         """Groups of modules go back to float, the most harmful first, until the margin holds."""

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["adopt_graph", "find_graph"]
 
 _KINDS = {".onnx": "onnxruntime", ".xml": "openvino"}
-_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 _PLACES = ("", "onnx", "openvino")
 
 
@@ -48,7 +47,7 @@ def find_graph(name: str) -> Path | None:
     found = [file for place in _PLACES for kind in _KINDS for file in sorted((path / place).glob(f"*{kind}"))]
     if len(found) > 1:
         names = ", ".join(str(file.relative_to(path)) for file in found[:6])
-        raise ModelError(f"{name} has several graphs: {names}. Name one of them: model={path / found[0].name}")
+        raise ModelError(f"{name} has several graphs: {names}. Name one of them: model={found[0]}")
     return found[0] if found else None
 
 
@@ -94,14 +93,7 @@ def adopt_graph(
             "backend": backend,
             "task": task,
             "spec": spec,
-            "inputs": {
-                "names": _input_names(work, backend, name),
-                "pad_token": str(tokenizer.pad_token),
-                "pad_id": int(tokenizer.pad_token_id),
-                "pad_type_id": int(getattr(tokenizer, "pad_token_type_id", 0)),
-                "padding_side": str(tokenizer.padding_side),
-                "truncation_side": str(tokenizer.truncation_side),
-            },
+            "inputs": {"names": _input_names(work, backend, name), **bundle.padding_inputs(tokenizer)},
             "lineage": [],
             "parameters": 0,  # a graph may hold them in any form
             "nonzero_parameters": 0,
@@ -187,10 +179,12 @@ def _input_names(work: Path, backend: str, name: str) -> list[str]:
             names = [one.name for one in session.get_inputs()]
     except Exception as error:  # both runtimes raise kinds of their own
         raise ModelError(f"{backend} can't open {name}: {str(error).strip().splitlines()[0]}") from error
-    unknown = [one for one in names if one not in _INPUTS]
+    unknown = [one for one in names if one not in bundle.KNOWN_INPUTS]
     if unknown or "input_ids" not in names:
-        raise ModelError(f"The graph {name} takes {', '.join(names)}; known are {', '.join(_INPUTS)}. Export it again.")
-    return [one for one in _INPUTS if one in names]
+        raise ModelError(
+            f"The graph {name} takes {', '.join(names)}; known are {', '.join(bundle.KNOWN_INPUTS)}. Export it again."
+        )
+    return [one for one in bundle.KNOWN_INPUTS if one in names]
 
 
 def _try(directory: Path, backend: str, spec: Mapping[str, Any], name: str) -> None:

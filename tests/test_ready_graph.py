@@ -120,6 +120,12 @@ def test_what_is_no_graph_of_others_is_left_to_others(folder: Path, tiny_classif
     shutil.copyfile(folder / "model.onnx", tmp_path / "two" / "model_int8.onnx")
     with pytest.raises(ModelError, match=r"several graphs: model\.onnx, model_int8\.onnx"):
         find_graph(str(tmp_path / "two"))
+    (tmp_path / "two" / "onnx").mkdir()
+    for name in ("model.onnx", "model_int8.onnx"):
+        (tmp_path / "two" / name).rename(tmp_path / "two" / "onnx" / name)
+    with pytest.raises(ModelError) as found:
+        find_graph(str(tmp_path / "two"))
+    assert str(found.value).endswith(f"model={tmp_path / 'two' / 'onnx' / 'model.onnx'}")
 
 
 def broken(folder: Path, kind: str) -> None:

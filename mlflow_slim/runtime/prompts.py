@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -67,7 +68,6 @@ class PromptFile:
         self._template: str | None = inputs.get("chat_template")
         self._special = dict(inputs.get("special", {}))
         self._chat = chat
-        self._arguments = (path, inputs)
         self.size = int(self._tokenizer.get_vocab_size())
         self.end_ids = frozenset(int(token) for token in inputs.get("end_ids", ()))
 
@@ -95,8 +95,9 @@ class PromptFile:
 
     def without_chat(self) -> PromptFile:
         """The same file, and prompts are sent as they are."""
-        path, inputs = self._arguments
-        return PromptFile(path, inputs, chat=False)
+        plain = copy.copy(self)
+        plain._chat = False
+        return plain
 
     def seam(self, prompt: str, text: str) -> tuple[list[int], list[int]]:
         """Tokens of a prompt as it is and of a text after it, those at the seam as of the two together.

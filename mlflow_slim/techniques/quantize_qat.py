@@ -101,11 +101,7 @@ class QuantizeQat(QuantizeOptions):
         return StepRecord(self.name, self.model_dump(mode="json"), notes)
 
     def _holds(self, figures: Mapping[str, Any]) -> bool:
-        if self.max_drop is None:
-            return True
-        return bool(
-            figures["calibration_drop"] <= self.max_drop and figures["calibration_agreement"] >= self.min_agreement
-        )
+        return self.holds(figures["calibration_drop"], figures["calibration_agreement"])
 
     def _worth(self, figures: Mapping[str, Any]) -> tuple[bool, bool, float]:
         """What is better is larger: the margin holds, all is in integers, the metric."""
