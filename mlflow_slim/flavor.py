@@ -50,6 +50,11 @@ _BUNDLE = "bundle"
 _CODE = "code"
 _RUNTIME = Path(__file__).parent / "runtime"
 _LOADER = re.compile(r"slim_runtime_([0-9a-f]{8})\.pyfunc")
+_PIPELINES = {
+    "text-classification": "TextClassificationPipeline",
+    "token-classification": "TokenClassificationPipeline",
+}
+"""What transformers calls its own way to answer, for the tasks whose torch models can be read as its flavor."""
 _REQUIREMENTS = {
     "onnxruntime": ("mlflow-skinny", "onnxruntime", "tokenizers", "numpy", "pandas"),
     "openvino": ("mlflow-skinny", "openvino", "tokenizers", "numpy", "pandas"),
@@ -123,6 +128,13 @@ def _default_signature(exported: ExportedModel) -> ModelSignature:
         return ModelSignature(
             inputs=Schema([ColSpec("string")]), outputs=Schema([ColSpec("string")]), params=ParamSchema(params)
         )
+    if exported.task == "token-classification":
+        from mlflow.types.schema import Array, DataType, Object, Property
+
+        kinds = {"entity_group": DataType.string, "score": DataType.double, "word": DataType.string}
+        kinds |= dict.fromkeys(("start", "end"), DataType.long)
+        entity = Object([Property(name, kind) for name, kind in kinds.items()])
+        return ModelSignature(inputs=Schema([ColSpec("string")]), outputs=Schema([ColSpec(Array(entity), "entities")]))
     if exported.task != "text-classification":
         raise ModelError(f"No default signature for the task {exported.task!r}. Pass signature=.")
     names = ["text", "text_pair"] if exported.spec.get("pair") else [None]
@@ -142,6 +154,8 @@ def _default_example(exported: ExportedModel) -> Any:
         return ["Name three colours:"]
     if exported.spec.get("pair"):
         return [{"text": "This is one text.", "text_pair": "This is the other."}]
+    if exported.task == "token-classification":
+        return ["Ada Lovelace wrote to Charles Babbage."]
     return ["This is a text to classify."]
 
 
@@ -193,7 +207,7 @@ def _add_transformers_flavor(model: Model, path: Path, exported: ExportedModel) 
         transformers_version=transformers.__version__,
         code=None,
         task=exported.task,
-        instance_type="TextClassificationPipeline",
+        instance_type=_PIPELINES[exported.task],
         pipeline_model_type=config["architectures"][0],
         model_binary=_BUNDLE,
         components=["tokenizer"],
@@ -264,7 +278,7 @@ def save_model(
     )
     if exported.backend == "onnxruntime":
         _add_onnx_flavor(model)
-    elif exported.backend == "torch" and not _has_engine(path) and exported.task == "text-classification":
+    elif exported.backend == "torch" and not _has_engine(path) and exported.task in _PIPELINES:
         _add_transformers_flavor(model, path, exported)
     pyfunc.add_to_model(
         model,

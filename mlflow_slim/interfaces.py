@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
+    from .data.tables import LabelKind
     from .measurement.stats import Interval
 
 __all__ = [
@@ -52,7 +53,7 @@ class Split:
         name: ``train``, ``validation`` or ``test``.
         inputs: One `Input` a row.
         references: What is right, as the task's metrics want it: ``(rows,)`` class ids, or
-            ``(rows, labels)`` zeros and ones for multi-label.
+            ``(rows, labels)`` zeros and ones for multi-label, ``(rows, words)`` ids for words, -100 after the last.
         frame: The user's rows and columns, aligned with ``inputs``.
         digest: sha256 over inputs and references, hex, the first 16 digits.
     """
@@ -201,7 +202,7 @@ class Task(Protocol):
     name: str
     library_class: str
     """The transformers class that loads its models, such as ``AutoModelForSequenceClassification``."""
-    labels: Literal["classes", "texts"]
+    labels: LabelKind
     """What its label column holds."""
     check_rows: int
     """Rows on which an export, and the logged model in a fresh process, must answer like their source."""
@@ -223,6 +224,10 @@ class Task(Protocol):
 
     def encode(self, processor: Any, inputs: Sequence[Input], spec: Mapping[str, Any]) -> list[dict[str, Any]]:
         """The model's inputs row by row, truncated, not padded, for training; with ``labels`` where they are tokens."""
+        ...
+
+    def align(self, row: Mapping[str, Any], values: Any) -> Any:
+        """One row's references, or raw outputs, as its training wants them; ``row`` is as `encode` gave it."""
         ...
 
     def loss(self, outputs: Any, references: Any, spec: Mapping[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""What a teacher's answers are to a student that learns from them: one answer a row, or one a token.
+"""What a teacher's answers are to a student that learns from them: one answer a row, a word, or a token.
 
 A lesson asks the teacher once, before training, and gives what the student is to imitate as columns of its training
 rows; its loss compares. Language models may be taught on what they write themselves, too (``on_policy``): then the
@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from .artifact import OptimizedModel
 from .errors import ModelError
 from .interfaces import Context
-from .losses import Divergence, distillation_loss, divergence_of
-from .scoring import outputs_of
+from .losses import Divergence, answered, distillation_loss, divergence_of
 from .training import pad_before, training_rows
 
 if TYPE_CHECKING:
@@ -75,11 +74,11 @@ def make_lesson(student: OptimizedModel, teacher: OptimizedModel, context: Conte
 
 
 class _RowLesson:
-    """One answer a row; student and teacher may have different tokenizers."""
+    """One answer a row, or a word; student and teacher may have different tokenizers."""
 
     def __init__(self, student: OptimizedModel, teacher: OptimizedModel, context: Context, how: Teaching) -> None:
-        rows = training_rows(teacher, context.data.train, context)
-        answers = outputs_of(teacher.model.to(context.device), teacher.processor, rows)
+        model = teacher.model.to(context.device)
+        answers = context.task.outputs(model, teacher.processor, context.data.train.inputs, teacher.spec)
         teacher.model.to("cpu")
         self.columns: Mapping[str, Any] = {"teacher_logits": answers}
         self._how, self._multi_label = how, bool(student.spec.get("multi_label"))
@@ -93,8 +92,7 @@ class _RowLesson:
     ) -> Tensor:
         how = self._how
         return distillation_loss(
-            logits,
-            extra["teacher_logits"],
+            *answered(extra["labels"], logits, extra["teacher_logits"]),
             temperature=how.temperature,
             multi_label=self._multi_label,
             kind=how.divergence,

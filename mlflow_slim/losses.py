@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Divergence", "attention_loss", "distillation_loss", "divergence_of", "hidden_loss"]
+__all__ = ["Divergence", "answered", "attention_loss", "distillation_loss", "divergence_of", "hidden_loss"]
 
 Divergence: TypeAlias = Literal["forward_kl", "reverse_kl", "jsd"]
 
@@ -39,6 +39,17 @@ def divergence_of(student: Tensor, teacher: Tensor, *, kind: Divergence = "forwa
     mixed = torch.logaddexp(teacher + math.log(beta), student + math.log(1 - beta))
     ours, theirs = student.exp() * (student - mixed), teacher.exp() * (teacher - mixed)
     return (beta * theirs + (1 - beta) * ours).sum(dim=-1)
+
+
+def answered(labels: Tensor, *logits: Tensor) -> tuple[Tensor, ...]:
+    """Logits ``(answers, classes)`` where there is something to learn.
+
+    Args:
+        labels: ``(batch, ...)``; of models that answer once a token ``(batch, tokens)``, negative where nothing is
+            asked.
+        logits: ``(batch, classes)``, which stay as they are, or ``(batch, tokens, classes)``.
+    """
+    return tuple(one[labels >= 0] if one.dim() == 3 else one for one in logits)
 
 
 def distillation_loss(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from .runtime.predictor import concatenate
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -34,7 +36,5 @@ def probe_inputs(spec: Mapping[str, Any]) -> list[Any]:
 
 def answers_to_probes(predictor: Predictor, spec: Mapping[str, Any]) -> tuple[list[Any], np.ndarray]:
     """The probes and the raw outputs to them, ``(probes, ...)``, each probe on its own: no padding."""
-    import numpy as np
-
     inputs = probe_inputs(spec)
-    return inputs, np.concatenate([predictor.predict([one]) for one in inputs])
+    return inputs, concatenate([predictor.predict([one]) for one in inputs])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from .runtime.predictor import concatenate
 
 if TYPE_CHECKING:
     import numpy as np
@@ -14,13 +16,25 @@ if TYPE_CHECKING:
 __all__ = ["outputs_of", "validation_scorer"]
 
 
-def outputs_of(model: Any, processor: Any, rows: Sequence[Mapping[str, Any]], *, batch_size: int = 64) -> np.ndarray:
-    """Logits ``(rows, classes)``, float32, in the rows' order.
+Rows: TypeAlias = Sequence[Mapping[str, Any]]
+
+
+def outputs_of(
+    model: Any,
+    processor: Any,
+    rows: Rows,
+    answers: Callable[[np.ndarray, Rows], np.ndarray] = lambda logits, _: logits,
+    *,
+    batch_size: int = 64,
+) -> np.ndarray:
+    """What a model answers to rows, float32, in their order.
 
     Args:
         model: A transformers model, in eval mode.
         processor: Its tokenizer, for padding.
         rows: Token ids row by row; columns that aren't the model's inputs are left out.
+        answers: From the logits of a batch, and its rows, to ``(rows, ...)``; those with fewer words are filled up
+            with zeros.
         batch_size: Rows per forward pass.
     """
     import numpy as np
@@ -29,7 +43,7 @@ def outputs_of(model: Any, processor: Any, rows: Sequence[Mapping[str, Any]], *,
     tensors = set(processor.model_input_names)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
     device = next(model.parameters()).device
-    outputs: np.ndarray | None = None
+    parts = []
     with torch.inference_mode():
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
@@ -37,10 +51,10 @@ def outputs_of(model: Any, processor: Any, rows: Sequence[Mapping[str, Any]], *,
                 [{k: v for k, v in rows[i].items() if k in tensors} for i in chosen], return_tensors="pt"
             )
             logits = model(**batch.to(device)).logits.float().cpu().numpy()
-            if outputs is None:
-                outputs = np.empty((len(rows), *logits.shape[1:]), dtype=np.float32)
-            outputs[chosen] = logits
-    assert outputs is not None, "there is at least one row"
+            parts.append(answers(logits, [rows[i] for i in chosen]))
+    found = concatenate(parts)
+    outputs = np.empty_like(found)
+    outputs[order] = found
     return outputs
 
 

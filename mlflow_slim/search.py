@@ -33,6 +33,9 @@ class Search(Options):
     budget_kwh: float | None = Field(
         None, gt=0, description="No new variant is begun once steps took this much energy."
     )
+    screen_s: float = Field(
+        1.0, gt=0, le=600, description="Seconds of timing per model and scenario when a variant is screened."
+    )
     objectives: tuple[str, ...] = Field(("quality", "latency", "size"), description="Figures to choose finalists by.")
     finalists: int = Field(5, ge=1, le=50, description="Most variants to measure whole in the end.")
 

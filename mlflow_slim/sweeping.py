@@ -40,10 +40,6 @@ if TYPE_CHECKING:
 __all__ = ["sweep"]
 
 logger = logging.getLogger(__name__)
-SCREEN_S = 1.0
-"""Seconds of timing per point and scenario when a variant is screened."""
-
-
 _Spent = tuple[float, "float | None"]
 """Seconds and kWh of one step; None where its energy was not measured."""
 
@@ -129,7 +125,13 @@ class _SweepFlow(Flow):
     def screen(self, exported: ExportedModel, inputs: Inputs) -> Report:
         """A short measurement of one variant against the original, on validation rows."""
         # A quick session takes a quarter of the seconds.
-        cheap = {"quick": True, "timing_s": 4 * SCREEN_S, "energy_s": 0.0, "fresh_starts": 0, "batch_size": 8}
+        cheap = {
+            "quick": True,
+            "timing_s": 4 * self.sweep.search.screen_s,
+            "energy_s": 0.0,
+            "fresh_starts": 0,
+            "batch_size": 8,
+        }
         pair, rows = [self.logged.exported[0], exported], inputs.data.validation
         with self.stages.time("screen"):
             return measure_apart(pair, self.recipe, inputs, self.threads, self.helper, rows=rows, changes=cheap)[1]
@@ -186,7 +188,9 @@ class _SweepFlow(Flow):
         start = time.monotonic()
         try:
             trial.exported = self._make(trial.variant, inputs)
-            trial.figures = _screened(self.screen(trial.exported, inputs))
+            report = self.screen(trial.exported, inputs)
+            trial.figures = _screened(report)
+            trial.failed = self._lacking(report)
         except Exception as error:  # one variant that can't be done is a finding
             trial.failed = f"{type(error).__name__}: {error}".splitlines()[0][:300]
             text = traceback.format_exc()
@@ -194,6 +198,16 @@ class _SweepFlow(Flow):
             logger.log(level, "Trial %d, %s, failed: %s", trial.number + 1, trial.variant.title, trial.failed)
             self.recipe_run.log_text(f"trials/{trial.number}.txt", text)
         trial.seconds = time.monotonic() - start
+
+    def _lacking(self, report: Report) -> str:
+        """Which objective a screening could not give, and why; empty when it gave all."""
+        headline = report.tags.get("slim.quality.metric", "accuracy")
+        wanted = [meaning(name, headline=headline) for name in self.sweep.search.objectives]
+        missing = [one for one in wanted if one.metric not in report.metrics]
+        if not missing:
+            return ""
+        why = report.tags.get(f"slim.absent.{missing[0].metric}", "the measurement doesn't give it")
+        return f"no {missing[0].title.lower()}: {why}"
 
     def _make(self, variant: Variant, inputs: Inputs) -> ExportedModel:
         """The variant in a folder; the beginning of its chain from memory where an earlier one made it."""
@@ -274,9 +288,11 @@ class _SweepFlow(Flow):
         front.sort(key=lambda pair: (-pair[1].p_front, pair[0].number))
         chosen = [trial for trial, _ in front[: self.sweep.search.finalists]]
         if not chosen:
-            failed = sum(bool(trial.failed) for trial in self.trials)
+            failed = [trial.failed for trial in self.trials if trial.failed]
+            first = f", the first with {failed[0]!r}" if failed else ""
             self.say(
-                f"No variant could be screened; {failed} of {len(self.trials)} failed. The original is measured alone."
+                f"No variant could be screened; {len(failed)} of {len(self.trials)} failed{first}. The original is "
+                "measured alone."
             )
         return sorted(chosen, key=lambda trial: trial.number)
 

@@ -18,12 +18,13 @@ from .errors import TrainingDiverged
 from .runtime.torch_engine import quiet_transformers
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from .artifact import OptimizedModel
     from .interfaces import Context, Split
 
-__all__ = ["FitOptions", "FitResult", "collate", "fit", "pad_before", "training_rows"]
+__all__ = ["FitOptions", "FitResult", "collate", "fit", "pad_before", "pad_behind", "training_rows"]
 
 logger = logging.getLogger(__name__)
 BAD_STEPS = 3
@@ -104,15 +105,17 @@ def training_rows(
         source: Whose tokens.
         split: The rows.
         context: The task.
-        extra: Further columns by name, one value for each of the rows asked for.
+        extra: Further columns by name, one value for each of the rows asked for, in the form of the task's outputs.
         only: Numbers of the rows; None for all.
     """
     numbers = range(len(split)) if only is None else only
-    rows = context.task.encode(source.processor, [split.inputs[i] for i in numbers], source.spec)
-    for i, (number, row) in enumerate(zip(numbers, rows, strict=True)):
-        row.setdefault("labels", split.references[number])
-        for name, values in (extra or {}).items():
-            row[name] = values[i]
+    task = context.task
+    encoded = task.encode(source.processor, [split.inputs[i] for i in numbers], source.spec)
+    rows = []
+    for i, (number, row) in enumerate(zip(numbers, encoded, strict=True)):
+        labels = row["labels"] if "labels" in row else task.align(row, split.references[number])
+        own = {name: row[name] for name in row if name in source.processor.model_input_names}
+        rows.append({**own, "labels": labels, **{name: task.align(row, v[i]) for name, v in (extra or {}).items()}})
     return rows
 
 
@@ -123,7 +126,8 @@ def collate(processor: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]
     tensors = set(processor.model_input_names)
     padded = processor.pad([{k: row[k] for k in row if k in tensors} for row in rows], return_tensors="pt")
     for name in (k for k in rows[0] if k not in tensors):
-        padded[name] = torch.as_tensor(_stack([row[name] for row in rows]))
+        # What there is one of a token is padded with -100, where nothing is learned.
+        padded[name] = torch.as_tensor(pad_behind([row[name] for row in rows], -100))
     return dict(padded)
 
 
@@ -283,12 +287,12 @@ def _trained_state(model: Any) -> dict[str, Any]:
     }
 
 
-def _stack(values: Sequence[Any]) -> Any:
-    """The values of a batch; what there is one of a token is padded behind with -100, where nothing is learned."""
+def pad_behind(values: Sequence[Any], filling: float) -> np.ndarray:
+    """Arrays of one shape but for their first axis as one array, the shorter ones filled up."""
     import numpy as np
 
     arrays = [np.asarray(value) for value in values]
     if arrays[0].ndim and len(lengths := {len(array) for array in arrays}) > 1:
         rest = [(0, 0)] * (arrays[0].ndim - 1)
-        arrays = [np.pad(array, [(0, max(lengths) - len(array)), *rest], constant_values=-100) for array in arrays]
+        arrays = [np.pad(array, [(0, max(lengths) - len(array)), *rest], constant_values=filling) for array in arrays]
     return np.stack(arrays)

@@ -124,10 +124,17 @@ def make_tokenizer(vocabulary: Sequence[str] = VOCABULARY) -> Any:
     )
 
 
-def save_tiny_classifier(directory: Path, labels: Sequence[str] = ("negative", "positive"), **config: Any) -> Path:
+def save_tiny_classifier(
+    directory: Path,
+    labels: Sequence[str] = ("negative", "positive"),
+    *,
+    head: str = "SequenceClassification",
+    **config: Any,
+) -> Path:
     """A two-layer BERT of width 32 with random weights and a head for ``labels``, saved as a user would have it."""
     import torch
-    from transformers import BertConfig, BertForSequenceClassification
+    import transformers
+    from transformers import BertConfig
 
     tokenizer = make_tokenizer()
     options = {
@@ -143,7 +150,7 @@ def save_tiny_classifier(directory: Path, labels: Sequence[str] = ("negative", "
     }
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = BertForSequenceClassification(BertConfig(**options)).eval()
+        model = getattr(transformers, f"BertFor{head}")(BertConfig(**options)).eval()
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,18 +38,10 @@ def content(model: Path | str, data: Path, **more: Any) -> dict[str, Any]:
         "track": {"experiment": "slim"},
         "measure": measure,
         "export": {"backends": ["torch"]},
-        "search": {"finalists": 2},
+        "search": {"finalists": 2, "screen_s": 0.2},  # what is timed is nobody's business here
         "space": SPACE,
         **more,
     }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def short_screening() -> Iterator[None]:
-    """What is timed is nobody's business here."""
-    before, sweeping.SCREEN_S = sweeping.SCREEN_S, 0.05
-    yield
-    sweeping.SCREEN_S = before
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +170,17 @@ def test_a_killed_sweep_goes_on_where_it_was(
     again.clear()
     slim.sweep(given)
     assert len(again) == 1
+
+
+def test_a_variant_that_screening_has_no_time_for_says_so(
+    store: Any,  # noqa: F811
+    reviews: Path,  # noqa: F811
+    tiny_classifier_dir: Path,
+) -> None:
+    found = slim.sweep(content(tiny_classifier_dir, reviews), **{"search.screen_s": 1e-6, "search.max_trials": 1})
+    (row,) = table(store, found.run_id, "tables/trials.json")
+    assert row["front"] == "failed" and row["failed"].startswith("no median latency: The budget"), row
+    assert any("1 of 1 failed, the first with" in note for note in found.notes)
 
 
 @pytest.mark.slow

@@ -51,6 +51,8 @@ def _complete(config: Path, source: OptimizedModel) -> None:
 def _put_labels(content: dict[str, Any], labels: Sequence[str], spec: Mapping[str, Any]) -> None:
     content["id2label"] = {str(index): label for index, label in enumerate(labels)}
     content["label2id"] = {label: index for index, label in enumerate(labels)}
+    if "multi_label" not in spec:
+        return
     if spec.get("multi_label"):
         content["problem_type"] = "multi_label_classification"
     elif content.get("problem_type") != "single_label_classification":

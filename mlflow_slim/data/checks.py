@@ -18,6 +18,7 @@ __all__ = [
     "refuse",
     "require_classes",
     "require_labels_that_repeat",
+    "require_tags",
 ]
 
 _SHOWN = 5
@@ -119,6 +120,18 @@ def require_classes(labels: Sequence[Any], column: str, where: str) -> None:
             f"Column {column!r} has one class only in {where}: all {len(labels)} rows have {only}. "
             "A classifier needs at least two; check label=<column> and how the rows were chosen."
         )
+
+
+def require_tags(labels: Sequence[Any], column: str, where: str) -> None:
+    """Words have different tags.
+
+    Raises:
+        DataError: All words have the same.
+    """
+    counts = label_names(labels)
+    if len(counts) < 2:
+        only = repr(next(iter(counts))) if counts else "no tag"
+        raise DataError(f"Column {column!r} has one tag only in {where}: all words have {only}. Check label=<column>.")
 
 
 def require_labels_that_repeat(labels: Sequence[Any], column: str, where: str) -> None:

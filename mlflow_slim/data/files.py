@@ -1,4 +1,4 @@
-"""One data file as columns of plain Python values: delimited text, JSON, JSON lines, Parquet; each also gzipped.
+"""One data file as columns of plain Python values: delimited text, JSON, JSON lines, Parquet, CoNLL; each also gzipped.
 
 A whole number stays an int and a missing value stays None whatever the format, which is why nothing here goes through
 pandas: it turns a column of ints with one gap into floats.
@@ -16,6 +16,7 @@ from typing import Any
 
 from ..errors import DataError, InputNotFound
 from .delimited import parse_delimited
+from .tagged import parse_conll
 
 __all__ = ["FORMATS", "Rows", "arrow_columns", "file_format", "join_rows", "make_rows", "read_file"]
 
@@ -28,6 +29,11 @@ FORMATS = {
     ".ndjson": "jsonl",
     ".parquet": "parquet",
     ".pq": "parquet",
+    ".conll": "conll",
+    ".conllu": "conll",
+    ".bio": "conll",
+    ".iob": "conll",
+    ".iob2": "conll",
 }
 _UNPACKED_LIMIT_BYTES = 4 * 2**30
 _BYTE_ORDER_MARKS = (  # the longer ones first: UTF-32's begins like UTF-16's
@@ -120,6 +126,8 @@ def read_file(path: Path, *, wanted: Sequence[str]) -> Rows:
         raise DataError(f"{path} is empty. Give a file with a header and at least ten rows.")
     if kind in ("csv", "tsv"):
         return _read_delimited(text, path, kind, wanted)
+    if kind == "conll":
+        return make_rows(parse_conll(text, path), kind)
     return _read_json(text, path, kind)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from ..errors import DataError
 
-__all__ = ["Missing", "clean_labels", "clean_text"]
+__all__ = ["Missing", "clean_labels", "clean_text", "parse_list"]
 
 _INTEGER = re.compile(r"[+-]?(0|[1-9][0-9]{0,17})")
 _DECIMAL = re.compile(r"[+-]?[0-9]{1,18}\.[0-9]*([eE][+-]?[0-9]{1,2})?")
@@ -83,7 +83,7 @@ def clean_labels(
     if separator is not None:
         plain = [[_split(v, separator) for v in values] for values in plain]
     elif _all_look_like_lists(plain, typed):
-        plain = [[_parse_list(v) if isinstance(v, str) else v for v in values] for values in plain]
+        plain = [[parse_list(v) if isinstance(v, str) else v for v in values] for values in plain]
 
     present = [v for values in plain for v in values if not isinstance(v, Missing)]
     lists = sum(isinstance(v, list) for v in present)
@@ -145,10 +145,11 @@ def _all_look_like_lists(splits: Iterable[Sequence[Any]], typed: Sequence[bool])
     if any(typed):
         return False
     present = [v for values in splits for v in values if not isinstance(v, Missing)]
-    return bool(present) and all(isinstance(_parse_list(v), list) for v in present)
+    return bool(present) and all(isinstance(parse_list(v), list) for v in present)
 
 
-def _parse_list(value: str) -> Any:
+def parse_list(value: str) -> Any:
+    """The list that a text is written as, or the text."""
     text = value.strip()
     if not (text.startswith("[") and text.endswith("]")):
         return value

@@ -22,6 +22,8 @@ SPLITS = ("train", "validation", "test")
 _PREFIXES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 _SHARD = re.compile(r"-(\d+)-of-(\d+)$")
 _DEMO = Path(__file__).parent.parent / "demo"
+_DEMOS = {"demo": ("wordnet-topics", _DEMO), "demo-names": ("names", _DEMO / "names")}
+"""Embedded data sets: texts with a topic, and names of people and companies with a label for each word."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,8 @@ def locate(
     if not source and "train" not in asked:
         raise DataError("No data was named. Write data=demo, a file, a folder, or a hub data set id.")
     path = Path(source).expanduser()
-    if source == "demo":
-        return _locate_demo(asked, wanted)
+    if source in _DEMOS:
+        return _locate_demo(source, asked, wanted)
     if not source or (path.is_file() and file_format(path)):
         return _locate_files(path if source else None, asked, wanted)
     if path.is_dir():
@@ -118,14 +120,15 @@ def _check_asked_files(asked: Mapping[str, str], base: Path | None) -> None:
             raise InputNotFound(f"{name}_split={value!r}: there is no file {path}.{_near(path)}")
 
 
-def _locate_demo(asked: Mapping[str, str], wanted: Sequence[str]) -> Located:
-    available = {name: _DEMO / f"{name}.jsonl.gz" for name in SPLITS}
+def _locate_demo(source: str, asked: Mapping[str, str], wanted: Sequence[str]) -> Located:
+    known_as, folder = _DEMOS[source]
+    available = {name: folder / f"{name}.jsonl.gz" for name in SPLITS}
     tables = {}
     for name in SPLITS:
         picked = _pick(asked, name, available, "the demo")
         if picked:
             tables[name] = read_file(available[picked], wanted=wanted)
-    return Located("wordnet-topics", "demo", tables, frozenset(asked))
+    return Located(known_as, "demo", tables, frozenset(asked))
 
 
 def _locate_files(main: Path | None, asked: Mapping[str, str], wanted: Sequence[str]) -> Located:

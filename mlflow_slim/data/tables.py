@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ..errors import DataError
 from . import checks
@@ -15,11 +15,15 @@ from .chats import chat_text, is_chat
 from .labels import Missing, clean_labels, clean_text
 from .sources import SPLITS, Located, locate
 from .splitting import cut
+from .tagged import clean_tagged
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Tables", "digest_rows", "read_tables"]
+__all__ = ["LabelKind", "Tables", "digest_rows", "read_tables"]
+
+LabelKind: TypeAlias = Literal["classes", "tags", "texts"]
+"""What a label column holds: classes that repeat, a class for each word of the text, or texts of their own."""
 
 _CUT = 0.1
 """Share that is cut for validation, and for test, when the user has none."""
@@ -82,7 +86,7 @@ def read_tables(
     text: str = "text",
     text_pair: str | None = None,
     label: str | None = "label",
-    labels: Literal["classes", "texts"] = "classes",
+    labels: LabelKind = "classes",
     train_split: str | None = None,
     validation_split: str | None = None,
     test_split: str | None = None,
@@ -104,7 +108,7 @@ def read_tables(
         text: Column of the text.
         text_pair: Column of the second text, for pairs; None or empty for single texts.
         label: Column of the label; None only where labels are texts, for rows of a text alone.
-        labels: What they are: classes that repeat, or texts of their own, of which any may come up.
+        labels: What they are. With ``tags`` the texts are words with single spaces between, and the labels lists.
         train_split: Name of the split, or a file; None for what is usual.
         validation_split: As above; cut from train when there is none.
         test_split: As above; cut from train when there is none.
@@ -119,7 +123,7 @@ def read_tables(
         DataError: The rows can't be used as asked.
     """
     wanted = {"text": text, **({"text_pair": text_pair} if text_pair else {})}
-    if label is not None or labels == "classes":
+    if label is not None or labels != "texts":
         wanted["label"] = label or ""
     _check_options(wanted, on_bad_rows)
     asked = {"train": train_split, "validation": validation_split, "test": test_split}
@@ -133,8 +137,10 @@ def read_tables(
     if label is not None:
         located = _without_withheld_labels(located, label)
 
-    are_classes = labels == "classes"
-    splits, faults, dropped, counts = _usable(located, wanted, label_separator, are_classes=are_classes)
+    if labels == "tags" and text_pair:
+        raise DataError("text_pair is for pairs of texts, and words are tagged in one. Leave it out.")
+    are_classes = labels != "texts"
+    splits, faults, dropped, counts = _usable(located, wanted, label_separator, labels)
     if "train" in splits and are_classes:
         splits = _drop_unseen(splits, wanted["label"], faults, dropped)
     if faults and on_bad_rows == "refuse":
@@ -144,12 +150,13 @@ def read_tables(
             raise DataError(f"{name} of {shown} has no usable row left: {_in_words(dropped.get(name, {}))}.")
 
     whole = splits.get("all") or splits["train"]
+    require = checks.require_tags if labels == "tags" else checks.require_classes
     if are_classes:
         checks.require_labels_that_repeat(whole.labels, wanted["label"], shown)
-        checks.require_classes(whole.labels, wanted["label"], shown)
+        require(whole.labels, wanted["label"], shown)
 
     made: dict[str, str] = {}
-    splits = _complete(splits, seed, shown, made, stratify=are_classes)
+    splits = _complete(splits, seed, shown, made, stratify=labels == "classes")
     overlap = _overlap(splits)
     contradictory = checks.contradictions(
         [key for name in SPLITS for key in splits[name].keys], [x for name in SPLITS for x in splits[name].labels]
@@ -166,14 +173,14 @@ def read_tables(
         raise checks.refuse(late, shown)
     _require_sound(splits, shown)
     if are_classes:
-        checks.require_classes(splits["train"].labels, wanted["label"], f"train of {shown}")
+        require(splits["train"].labels, wanted["label"], f"train of {shown}")
 
     report: dict[str, Any] = {
         "source_kind": located.kind,
         "formats": {name: rows.kind for name, rows in located.tables.items()},
         "files": dict(located.files),
         "columns": wanted,
-        "chats": not are_classes
+        "chats": labels == "texts"
         and any(is_chat(v) for t in located.tables.values() for v in t.columns[wanted["text"]]),
         "rows_read": {name: len(rows) + len(rows.malformed) for name, rows in located.tables.items()},
         "rows": {name: len(splits[name]) for name in SPLITS},
@@ -249,16 +256,22 @@ def _is_blank(value: Any) -> bool:
 
 
 def _usable(
-    located: Located, wanted: Mapping[str, str], separator: str | None, *, are_classes: bool
+    located: Located, wanted: Mapping[str, str], separator: str | None, kind: LabelKind
 ) -> tuple[dict[str, _Split], list[tuple[str, str, Sequence[int]]], dict[str, Counter[str]], dict[str, int]]:
     """Usable rows of each table, what was wrong with the others, how many by reason, what was done to labels."""
     tables = located.tables
     column = wanted.get("label")
     labels: list[list[Any]]
     counts: dict[str, int] = {}
+    texts = [rows.columns[wanted["text"]] for rows in tables.values()]
+    if kind != "tags":
+        texts = [_texts(values, wanted["text"], may_be_chats=kind == "texts") for values in texts]
     if column is None:
         labels = [[""] * len(rows) for rows in tables.values()]
-    elif not are_classes:
+    elif kind == "tags":
+        tags = [rows.columns[column] for rows in tables.values()]
+        texts, labels = clean_tagged(texts, tags, text=wanted["text"], label=column)
+    elif kind == "texts":
         labels = [[clean_text(value, column) for value in rows.columns[column]] for rows in tables.values()]
     else:
         labels, counts = clean_labels(
@@ -270,8 +283,7 @@ def _usable(
     splits: dict[str, _Split] = {}
     faults: list[tuple[str, str, Sequence[int]]] = []
     dropped: dict[str, Counter[str]] = {}
-    for (name, rows), own_labels in zip(tables.items(), labels, strict=True):
-        texts = _texts(rows.columns[wanted["text"]], wanted["text"], are_classes=are_classes)
+    for (name, rows), own_texts, own_labels in zip(tables.items(), texts, labels, strict=True):
         pair = wanted.get("text_pair")
         pairs = [clean_text(v, pair) for v in rows.columns[pair]] if pair else None
         by_reason: dict[str, list[int]] = {}
@@ -279,7 +291,7 @@ def _usable(
             by_reason[f"another number of fields than the {len(rows.columns)} of the header"] = rows.malformed
         keep = []
         for index in range(len(rows)):
-            values = (texts[index], *((pairs[index],) if pairs else ()), own_labels[index])
+            values = (own_texts[index], *((pairs[index],) if pairs else ()), own_labels[index])
             bad = next((v for v in values if isinstance(v, Missing)), None)
             if bad is None:
                 keep.append(index)
@@ -288,13 +300,13 @@ def _usable(
         faults += [(name, why, numbers) for why, numbers in by_reason.items()]
         dropped[name] = Counter({why: len(numbers) for why, numbers in by_reason.items()})
         others = {n: v for n, v in rows.columns.items() if n not in wanted.values()}
-        splits[name] = _Split(texts, pairs, own_labels, others, rows.numbers).take(keep)  # type: ignore[arg-type]
+        splits[name] = _Split(own_texts, pairs, own_labels, others, rows.numbers).take(keep)  # type: ignore[arg-type]
     return splits, faults, dropped, counts
 
 
-def _texts(values: Sequence[Any], column: str, *, are_classes: bool) -> list[str | Missing]:
+def _texts(values: Sequence[Any], column: str, *, may_be_chats: bool) -> list[str | Missing]:
     """Texts of a column; of chats, their JSON, where models are asked."""
-    if are_classes or not any(map(is_chat, values)):
+    if not may_be_chats or not any(map(is_chat, values)):
         return [clean_text(value, column) for value in values]
     if others := [value for value in values if isinstance(value, str) and value.strip()]:
         raise DataError(

@@ -41,6 +41,7 @@ __all__ = [
     "quantile_interval",
     "ratio_difference",
     "ratio_interval",
+    "resampled_difference",
     "smallest_margin",
     "trimmed_mean_interval",
 ]
@@ -316,6 +317,52 @@ def ratio_difference(
     error = math.sqrt(float(((gain - value * w) ** 2).sum()) * n / (n - 1)) / total
     reach = float(special.stdtrit(n - 1, 0.5 + confidence / 2)) * error
     return Interval(value, value - reach, value + reach, n, confidence)
+
+
+def resampled_difference(
+    before: tuple[npt.ArrayLike, npt.ArrayLike],
+    after: tuple[npt.ArrayLike, npt.ArrayLike],
+    *,
+    seed: int,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+) -> Interval:
+    """Candidate less baseline of a figure that is one sum over rows divided by another, where both depend on the model.
+
+    That is F1 of things found: twice the right ones over those found and those there. Both are resampled together, by
+    rows, with a percentile interval.
+
+    Args:
+        before: ``(rows,)`` sums of the baseline and what they are divided by.
+        after: Likewise of the candidate, same rows.
+        seed: Equal seeds give equal intervals.
+        resamples: Number of resamples.
+        confidence: Two-sided, in (0, 1).
+
+    Raises:
+        MeasurementError: No rows, not paired, or nothing to divide by in more than a tenth of the resamples.
+
+    >>> found = resampled_difference(([2.0, 2.0], [2.0, 2.0]), ([2.0, 2.0], [2.0, 2.0]), seed=0)
+    >>> (found.value, found.lo, found.hi)
+    (0.0, 0.0, 0.0)
+    """
+    _check_confidence(confidence)
+    terms = np.stack([_finite(part, "rows") for part in (*before, *after)], axis=1)
+    n = len(terms)
+    rng = np.random.default_rng(seed)
+    sums = np.empty((resamples + 1, 4))
+    sums[0] = terms.sum(axis=0)
+    for i in range(1, resamples + 1):
+        sums[i] = np.bincount(rng.integers(n, size=n), minlength=n) @ terms
+    with np.errstate(divide="ignore", invalid="ignore"):
+        outcome = sums[:, 2] / sums[:, 3] - sums[:, 0] / sums[:, 1]
+    usable = outcome[1:][np.isfinite(outcome[1:])]
+    if len(usable) < 0.9 * resamples or not math.isfinite(outcome[0]):
+        raise MeasurementError(
+            f"There is nothing to count in {resamples - len(usable)} of {resamples} resamples of {n} rows. Use more."
+        )
+    lo, hi = np.quantile(usable, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(float(outcome[0]), float(lo), float(hi), n, confidence)
 
 
 def certifiable_loss(difference: Interval, *, power: float = 0.8) -> float:

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
+OFFSETS = "offsets"
+"""Name of the array ``(rows, tokens, 2)``: the first character of each token, and the one after its last."""
 _COLUMNS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
 
 
@@ -60,9 +62,11 @@ class TokenizerFile:
         path: The tokenizer file.
         inputs: ``names``, ``pad_token``, ``pad_id``, ``pad_type_id``, ``padding_side``, ``truncation_side``.
         max_length: Tokens of a row, special tokens included; more are cut off.
+        offsets: Whether to give `OFFSETS`, too; both are 0 for tokens that stand for no text.
     """
 
-    def __init__(self, path: Path, inputs: Mapping[str, Any], *, max_length: int) -> None:
+    def __init__(self, path: Path, inputs: Mapping[str, Any], *, max_length: int, offsets: bool = False) -> None:
+        self._offsets = offsets
         self._names = tuple(inputs["names"])
         self._max_length = max_length
         self._from_right = inputs.get("truncation_side", "right") == "right"
@@ -82,6 +86,9 @@ class TokenizerFile:
         rows = [text if isinstance(text, str) else tuple(text) for text in texts]
         rows = cut_long_pairs(rows, self._tokenizer, max_length=self._max_length, from_right=self._from_right)
         encoded = self._tokenizer.encode_batch(rows)
-        return {
+        arrays = {
             name: np.array([getattr(row, _COLUMNS[name]) for row in encoded], dtype=np.int64) for name in self._names
         }
+        if self._offsets:
+            arrays[OFFSETS] = np.array([row.offsets for row in encoded], dtype=np.int64)
+        return arrays

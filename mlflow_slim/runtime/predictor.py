@@ -13,11 +13,12 @@ import numpy as np
 from . import openvino_engine, tasks
 from .bundle import Bundle, BundleError, read_bundle
 from .decoders import Decoder, OnnxDecoder, OpenVinoDecoder, TorchDecoder
-from .encoder import TokenizerFile
+from .encoder import OFFSETS, TokenizerFile
 from .generation import ASSISTANT, Drafting, Guess, TextGenerator, lookup, through_texts
 from .onnx_engine import MODEL, OnnxEngine
 from .prompts import PromptFile
 from .torch_engine import TorchEngine, load_model, to_int8, transformers_encoder
+from .words import at_words, first_tokens
 
 
 class Engine(Protocol):
@@ -28,6 +29,19 @@ class Engine(Protocol):
     def forward(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
         """Raw outputs, float32, ``(rows, ...)``."""
         ...
+
+
+_FIRST_TOKENS = "first_tokens"
+
+
+def concatenate(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Outputs ``(rows, ...)`` one after the other; those with fewer words are filled up with zeros."""
+    largest = np.max([part.shape[1:] for part in parts], axis=0).astype(int)
+    padded = [
+        np.pad(part, [(0, 0), *((0, full - size) for full, size in zip(largest, part.shape[1:], strict=True))])
+        for part in parts
+    ]
+    return np.concatenate(padded)
 
 
 def _size(text: Any) -> int:
@@ -81,10 +95,25 @@ class Predictor:
             self.forward(self.encode([inputs[row] for row in order[start : start + batch_size]]))
             for start in range(0, len(order), batch_size)
         ]
-        outputs = np.concatenate(parts)
+        outputs = concatenate(parts)
         restored = np.empty_like(outputs)
         restored[order] = outputs
         return restored
+
+
+class Tagger(Predictor):
+    """A model that answers once for every word; words of an input are what stands between its spaces."""
+
+    def encode(self, inputs: Sequence[Any]) -> dict[str, np.ndarray]:
+        """As of every predictor, and which token is each word's first."""
+        batch = super().encode(inputs)
+        first = first_tokens(batch.pop(OFFSETS), inputs)
+        return {**batch, _FIRST_TOKENS: first}
+
+    def forward(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
+        """``(rows, words, classes)`` of one encoded batch; zeros after a text's last word, and for words cut off."""
+        own = {name: array for name, array in batch.items() if name != _FIRST_TOKENS}
+        return at_words(super().forward(own), batch[_FIRST_TOKENS])
 
 
 def load(directory: str | Path, *, threads: int, device: str = "cpu", verify: bool = True) -> Predictor | TextGenerator:
@@ -117,20 +146,24 @@ def load(directory: str | Path, *, threads: int, device: str = "cpu", verify: bo
     return found
 
 
-def _open_encoder(bundle: Bundle, task: ModuleType, threads: int, device: str) -> Predictor | None:
+def _open_encoder(
+    bundle: Bundle, task: ModuleType, threads: int, device: str, *, make: type[Predictor] = Predictor
+) -> Predictor | None:
     """A model that answers in one pass."""
-    max_length = int(bundle.spec["max_length"])
+    max_length, offsets = int(bundle.spec["max_length"]), make is Tagger
     if bundle.backend in ("onnxruntime", "openvino"):
-        encoder = TokenizerFile(bundle.directory / "tokenizer.json", bundle.inputs, max_length=max_length)
+        path = bundle.directory / "tokenizer.json"
+        encoder = TokenizerFile(path, bundle.inputs, max_length=max_length, offsets=offsets)
         if bundle.backend == "openvino":
             graph = bundle.directory / openvino_engine.MODEL
-            return Predictor(bundle, encoder, openvino_engine.OpenVinoEngine(graph, threads=threads), threads)
-        return Predictor(bundle, encoder, OnnxEngine(bundle.directory / MODEL, threads=threads), threads)
+            return make(bundle, encoder, openvino_engine.OpenVinoEngine(graph, threads=threads), threads)
+        return make(bundle, encoder, OnnxEngine(bundle.directory / MODEL, threads=threads), threads)
     if bundle.backend == "torch":
         model, compile_mode = _torch_model(bundle, task, device)
         engine = TorchEngine(model, output=task.OUTPUT, threads=threads, compile_mode=compile_mode)
-        encode = transformers_encoder(bundle.directory, bundle.inputs["names"], max_length=max_length)
-        return Predictor(bundle, encode, engine, threads)
+        names = bundle.inputs["names"]
+        encode = transformers_encoder(bundle.directory, names, max_length=max_length, offsets=offsets)
+        return make(bundle, encode, engine, threads)
     return None
 
 
@@ -184,5 +217,6 @@ def _torch_model(bundle: Bundle, task: ModuleType, device: str) -> tuple[Any, st
 
 _OPENERS: dict[str, Callable[[Bundle, ModuleType, int, str], Predictor | TextGenerator | None]] = {
     "encoder": _open_encoder,
+    "tagger": partial(_open_encoder, make=Tagger),
     "generator": _open_generator,
 }

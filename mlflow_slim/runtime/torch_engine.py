@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .encoder import cut_long_pairs
+from .encoder import OFFSETS, cut_long_pairs
 from .narrowed import narrow, shapes_in
 
 logger = logging.getLogger(__name__)
@@ -160,9 +160,12 @@ class TorchEngine:
 
 
 def transformers_encoder(
-    directory: Path, names: Sequence[str], *, max_length: int
+    directory: Path, names: Sequence[str], *, max_length: int, offsets: bool = False
 ) -> Callable[[Sequence[Any]], dict[str, np.ndarray]]:
-    """Encodes as a user of transformers would: the model's own fast tokenizer, called with a list."""
+    """Encodes as a user of transformers would: the model's own fast tokenizer, called with a list.
+
+    With ``offsets`` it gives `OFFSETS`, too.
+    """
     import transformers
 
     refuse_code(directory)
@@ -178,8 +181,17 @@ def transformers_encoder(
         first = [text[0] for text in texts] if pairs else list(texts)
         second = [text[1] for text in texts] if pairs else None
         encoded = tokenizer(
-            first, second, truncation=True, max_length=max_length, padding="longest", return_tensors="np"
+            first,
+            second,
+            truncation=True,
+            max_length=max_length,
+            padding="longest",
+            return_tensors="np",
+            return_offsets_mapping=offsets,
         )
-        return {name: np.asarray(encoded[name], dtype=np.int64) for name in names}
+        arrays = {name: np.asarray(encoded[name], dtype=np.int64) for name in names}
+        if offsets:
+            arrays[OFFSETS] = np.asarray(encoded["offset_mapping"], dtype=np.int64)
+        return arrays
 
     return encode

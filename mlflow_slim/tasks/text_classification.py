@@ -10,10 +10,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from ..artifact import OptimizedModel
-from ..errors import DataError, ModelError
+from ..class_names import head_settings, label_order, match_labels, model_labels
+from ..encoder_loading import load_encoder
+from ..errors import DataError
 from ..interfaces import Changes, Split, TaskData
 from ..runtime.encoder import cut_long_pairs
 
@@ -22,24 +24,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from ..data import Tables
+    from ..data.tables import LabelKind
     from ..measurement.stats import Interval
 
-__all__ = ["TASK", "TextClassification", "model_labels"]
-
-
-def model_labels(config: Mapping[str, Any] | None) -> list[str] | None:
-    """Names of the classes of a checkpoint's trained head by id; None when it has no such head.
-
-    Args:
-        config: The checkpoint's ``config.json``.
-    """
-    architectures = (config or {}).get("architectures") or []
-    if config is None or not any(str(name).endswith("ForSequenceClassification") for name in architectures):
-        return None
-    names = config.get("id2label")
-    if not isinstance(names, Mapping):
-        return [f"LABEL_{i}" for i in range(int(config.get("num_labels", 2)))]
-    return [str(names[key]) for key in sorted(names, key=int)]
+__all__ = ["TASK", "TextClassification"]
 
 
 class TextClassification:
@@ -47,7 +35,7 @@ class TextClassification:
 
     name = "text-classification"
     library_class = "AutoModelForSequenceClassification"
-    labels: Literal["classes"] = "classes"
+    labels: LabelKind = "classes"
     check_rows = 32
 
     def make_data(
@@ -76,13 +64,15 @@ class TextClassification:
         frames = {"train": tables.train, "validation": tables.validation, "test": tables.test}
         multi_label = _is_multi_label(frames["train"])
         used = {name: _label_values(frame, multi_label) for name, frame in frames.items()}
-        in_data = sorted(set().union(*used.values()), key=_label_order)
+        in_data = sorted(set().union(*used.values()), key=label_order)
         if len(in_data) < 2:
             raise DataError(
                 f"All {len(frames['train'])} training rows have the one label {str(in_data[0])!r}. "
                 "A classifier needs two labels or more: check the label column."
             )
-        names, ids, origin = _match(in_data, list(spec["labels"]) if spec is not None else model_labels(config))
+        names, ids, origin = match_labels(
+            in_data, list(spec["labels"]) if spec is not None else model_labels(config, "ForSequenceClassification")
+        )
         if spec is not None and (origin != "model" or multi_label != spec["multi_label"]):
             unknown = [str(value) for value in in_data if str(value) not in spec["labels"]] or ["lists of labels"]
             raise DataError(
@@ -117,67 +107,20 @@ class TextClassification:
             ModelError: transformers can't load it, its encoder isn't all there, or ``max_length`` is more than it
                 can take.
         """
-        import torch
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-        from ..runtime.narrowed import narrow, shapes_in
-        from ..runtime.torch_engine import quiet_transformers
-
         names = list(data.spec["labels"])
+        kind = "multi_label" if data.spec["multi_label"] else "single_label"
+        loaded = load_encoder(
+            directory,
+            self,
+            data.spec,
+            max_length=max_length,
+            seed=seed,
+            special_tokens_of_pairs=bool(data.spec["pair"]),
+            settings={**head_settings(names), "problem_type": f"{kind}_classification"},
+        )
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-        try:
-            with quiet_transformers(), torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                tokenizer = AutoTokenizer.from_pretrained(
-                    str(directory), local_files_only=True, trust_remote_code=False, use_fast=True
-                )
-                model, info = AutoModelForSequenceClassification.from_pretrained(
-                    str(directory),
-                    local_files_only=True,
-                    trust_remote_code=False,
-                    use_safetensors=True,
-                    ignore_mismatched_sizes=True,
-                    output_loading_info=True,
-                    dtype=torch.float32,
-                    num_labels=len(names),
-                    id2label=dict(enumerate(names)),
-                    label2id={name: i for i, name in enumerate(names)},
-                    problem_type="multi_label_classification"
-                    if data.spec["multi_label"]
-                    else "single_label_classification",
-                )
-                if shapes := shapes_in(directory):
-                    info = narrow(model, info, directory, shapes)
-        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ModelError(
-                f"transformers can't load {str(directory)!r} for {self.name}: {first} "
-                "Give a folder or hub id of a text encoder saved by transformers."
-            ) from error
-        _check_encoder(model, info, directory)
-        limit = _length_limit(model, tokenizer)
-        least = tokenizer.num_special_tokens_to_add(pair=bool(data.spec["pair"])) + 1
-        if max_length is not None and max_length < least:
-            raise ModelError(
-                f"max_length is {max_length}, which leaves no room for text: this tokenizer adds {least - 1} tokens of "
-                "its own. Raise it, or leave it out."
-            )
-        if max_length is not None and limit is not None and max_length > limit:
-            raise ModelError(
-                f"max_length is {max_length}, but this model takes {limit} tokens at most. Lower it, or leave it out."
-            )
-        fresh = bool(info["missing_keys"]) or bool(info.get("mismatched_keys"))
         same_problem = (config.get("problem_type") == "multi_label_classification") == data.spec["multi_label"]
-        trained = data.report.get("labels_from") == "model" and same_problem and not fresh
-        if getattr(model.config, "pad_token_id", None) is None:
-            if tokenizer.pad_token_id is None:
-                raise ModelError(
-                    f"The tokenizer in {str(directory)!r} has no padding token, so texts can't be batched. "
-                    "Set one (tokenizer.pad_token = ...) and save the model again."
-                )
-            model.config.pad_token_id = tokenizer.pad_token_id
-        spec = {**data.spec, "max_length": max_length or limit or 512}
-        return OptimizedModel(model.eval(), tokenizer, self.name, spec, trained=trained, source=str(directory))
+        return replace(loaded, trained=loaded.trained and data.report.get("labels_from") == "model" and same_problem)
 
     def encode(self, processor: Any, inputs: Sequence[Any], spec: Mapping[str, Any]) -> list[dict[str, list[int]]]:
         """Token ids row by row, truncated and not padded, for training."""
@@ -192,6 +135,10 @@ class TextClassification:
         second = [row[1] for row in inputs] if spec["pair"] else None
         encoded = processor(first, second, truncation=True, max_length=spec["max_length"])
         return [{key: encoded[key][i] for key in encoded} for i in range(len(inputs))]
+
+    def align(self, row: Mapping[str, Any], values: Any) -> Any:  # noqa: ARG002 - as of every task
+        """As they are: a model answers once for every one of them."""
+        return values
 
     def loss(self, outputs: Any, references: Any, spec: Mapping[str, Any]) -> Any:
         """Hard-label loss of ``(batch, classes)`` logits: cross entropy, or binary cross entropy for multi-label."""
@@ -351,28 +298,6 @@ def _label_values(frame: pd.DataFrame, multi_label: bool) -> set[Any]:
     return set().union(*frame["label"]) if multi_label else set(frame["label"])
 
 
-def _label_order(value: Any) -> tuple[int, float, str]:
-    """Numbers by value, then the rest by text, so that "10" and 10 both have one place."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return (0, float(value), "") if number else (1, 0.0, str(value))
-
-
-def _match(in_data: Sequence[Any], of_model: list[str] | None) -> tuple[list[str], dict[Any, int], str]:
-    """Class names by id, the id of each label in the data, and who decided: ``model`` or ``data``."""
-    if of_model is not None:
-        by_name = {name: i for i, name in enumerate(of_model)}
-        if all(str(value) in by_name for value in in_data):
-            return of_model, {value: by_name[str(value)] for value in in_data}, "model"
-        whole = all(isinstance(value, int) and not isinstance(value, bool) for value in in_data)
-        if whole and all(0 <= value < len(of_model) for value in in_data):
-            return of_model, {value: int(value) for value in in_data}, "model"
-    names = [str(value) for value in in_data]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise DataError(f"The label {twice!r} occurs as text and as a number. Write it one way.")
-    return names, {value: i for i, value in enumerate(in_data)}, "data"
-
-
 def _split(name: str, frame: pd.DataFrame, ids: Mapping[Any, int], classes: int, multi_label: bool) -> Split:
     import numpy as np
 
@@ -387,46 +312,6 @@ def _split(name: str, frame: pd.DataFrame, ids: Mapping[Any, int], classes: int,
     texts = frame["text"].tolist()
     inputs = list(zip(texts, frame["text_pair"].tolist(), strict=True)) if "text_pair" in frame else texts
     return Split(name, inputs, references, frame, digest_rows(frame))
-
-
-def _check_encoder(model: Any, info: Mapping[str, Any], directory: Path) -> None:
-    """Refuses a model whose encoder would be partly random, which transformers fills in without an error.
-
-    Only the head, and the pooler that masked language models come without, may be fresh.
-
-    Raises:
-        ModelError: Weights of the encoder are missing, or have other shapes than ``config.json`` says.
-    """
-    prefix = f"{model.base_model_prefix}."
-    missing = {str(key): "is missing" for key in info["missing_keys"] if ".pooler." not in str(key)}
-    mismatched = {
-        str(key): f"is {tuple(found)} and not {tuple(wanted)}" for key, found, wanted in info.get("mismatched_keys", ())
-    }
-    faults = {key: how for key, how in sorted({**missing, **mismatched}.items()) if key.startswith(prefix)}
-    if faults:
-        key, how = next(iter(faults.items()))
-        raise ModelError(
-            f"{len(faults)} weights of the encoder in {str(directory)!r} don't fit its config.json: {key} {how}. "
-            "They would be random. Copy or download the model again, weights and config together."
-        )
-
-
-def _length_limit(model: Any, tokenizer: Any) -> int | None:
-    """Most tokens the model can take, None when it has no limit.
-
-    RoBERTa-like models count positions from ``padding_idx + 1``, so their table holds fewer than it has rows.
-    """
-    limits = []
-    if 0 < tokenizer.model_max_length < 10**9:
-        limits.append(int(tokenizer.model_max_length))
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if isinstance(positions, int) and positions > 0:
-        offset = 0
-        for name, module in model.named_modules():
-            if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-                offset = int(module.padding_idx) + 1
-        limits.append(positions - offset)
-    return min(limits) if limits else None
 
 
 TASK = TextClassification()

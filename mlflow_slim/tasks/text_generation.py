@@ -11,7 +11,7 @@ import importlib.util
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from ..artifact import OptimizedModel
 from ..chat import prompt_file
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from ..data import Tables
+    from ..data.tables import LabelKind
     from ..measurement.stats import Interval
     from ..runtime.generation import Answers
 
@@ -42,7 +43,7 @@ class TextGeneration:
 
     name = "text-generation"
     library_class = "AutoModelForCausalLM"
-    labels: Literal["texts"] = "texts"
+    labels: LabelKind = "texts"
     check_rows = 4
 
     def make_data(
@@ -179,6 +180,10 @@ class TextGeneration:
                 {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": [-100] * len(before) + list(after)}
             )
         return rows
+
+    def align(self, row: Mapping[str, Any], values: Any) -> Any:  # noqa: ARG002 - as of every task
+        """As they are: a model answers once for every one of them."""
+        return values
 
     def loss(self, outputs: Any, references: Any, spec: Mapping[str, Any]) -> Any:  # noqa: ARG002 - as of every task
         """Mean cross entropy of the next token where there is one to learn; ``(batch, tokens, vocabulary)`` logits."""

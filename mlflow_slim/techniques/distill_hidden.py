@@ -17,7 +17,7 @@ from ..artifact import OptimizedModel, StepRecord
 from ..depth import LayerMap, checked_layers
 from ..errors import ModelError
 from ..interfaces import Context
-from ..losses import attention_loss, distillation_loss, hidden_loss
+from ..losses import answered, attention_loss, distillation_loss, hidden_loss
 from ..scoring import validation_scorer
 from ..student import check_student, make_student
 from ..training import FitOptions, fit, training_rows
@@ -119,7 +119,9 @@ class DistillHidden(BaseModel):
             owner = getattr(model, "module", model)
             project = getattr(owner, "slim_projection", lambda states: states)
             total: Tensor = self.alpha * distillation_loss(
-                ours.logits, theirs.logits, temperature=self.temperature, multi_label=multi_label
+                *answered(extra["labels"], ours.logits, theirs.logits),
+                temperature=self.temperature,
+                multi_label=multi_label,
             ) + (1 - self.alpha) * context.task.loss(ours.logits, extra["labels"], source.spec)
             pairs = list(enumerate(matched))
             if self.hidden_weight:  # entry 0 is the embeddings' output, which both should share as well
