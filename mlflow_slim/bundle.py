@@ -27,6 +27,7 @@ from .chat import chat_inputs
 from .errors import ExportError, IntegrityError, ModelError
 from .runtime import tasks
 from .runtime.bundle import FORMAT, NAME, BundleError, read_bundle
+from .runtime.images import ImageFile, decode
 
 __all__ = [
     "KNOWN_INPUTS",
@@ -37,12 +38,13 @@ __all__ = [
     "count_parameters",
     "evaluating",
     "find",
+    "image_settings",
     "input_names",
     "lengthened",
     "padding_inputs",
     "read",
     "save",
-    "save_tokenizer",
+    "save_processor",
     "set_engine",
     "staged",
     "write",
@@ -158,18 +160,67 @@ def _fast(tokenizer: Any, sample: Sequence[Any]) -> Any:
     return fast
 
 
-def save_tokenizer(source: OptimizedModel, directory: Path, sample: Sequence[Any], *, whole: bool) -> dict[str, Any]:
-    """Writes the tokenizer; gives the ``inputs`` section of ``slim.json``.
+def save_processor(source: OptimizedModel, directory: Path, sample: Sequence[Any], *, whole: bool) -> dict[str, Any]:
+    """Writes what encodes for the model; gives the ``inputs`` section of ``slim.json``.
 
     Args:
-        source: The model; its processor is the tokenizer.
+        source: The model with its processor.
         directory: Where to write.
-        sample: Inputs on which a converted tokenizer must agree with the original.
-        whole: True for every file ``from_pretrained`` reads, False for ``tokenizer.json`` alone.
+        sample: Inputs on which what was written must agree with the original.
+        whole: True for every file ``from_pretrained`` reads, False for what our runtime needs.
 
     Raises:
-        ModelError: There is no fast form of it, or it has no padding token.
+        ModelError: A tokenizer has no fast form or no padding token, or images are made ready in a way of their own.
     """
+    if hasattr(source.processor, "image_mean"):
+        return _save_image_processor(source, directory, sample, whole=whole)
+    return _save_tokenizer(source, directory, sample, whole=whole)
+
+
+def _save_image_processor(
+    source: OptimizedModel, directory: Path, sample: Sequence[Any], *, whole: bool
+) -> dict[str, Any]:
+    processor = source.processor
+    settings = image_settings(processor)
+    ours, theirs = (
+        np.asarray(encode(list(sample))["pixel_values"])
+        for encode in (ImageFile(settings), lambda texts: processor([decode(x) for x in texts], return_tensors="np"))
+    )
+    if ours.shape != theirs.shape or not np.allclose(ours, theirs, atol=1e-4):
+        raise ModelError(
+            f"{type(processor).__name__} makes images ready in a way of its own, which can't be done without it. Use a "
+            "model whose processor resizes, crops, rescales and normalizes and does nothing else."
+        )
+    if whole:
+        processor.save_pretrained(str(directory))
+    return {"names": ["pixel_values"], "image": settings}
+
+
+def image_settings(processor: Any) -> dict[str, Any]:
+    """What transformers' processor does to an image, as `mlflow_slim.runtime.images.ImageFile` takes it."""
+
+    def sides(size: Any) -> dict[str, int]:
+        found = {
+            key: getattr(size, key, None) or (size.get(key) if isinstance(size, Mapping) else None)
+            for key in ("height", "width", "shortest_edge")
+        }
+        return {key: int(value) for key, value in found.items() if value}
+
+    def asked(name: str) -> bool:
+        return bool(getattr(processor, name, False))
+
+    normal = asked("do_normalize")
+    return {
+        "size": sides(processor.size) if asked("do_resize") else None,
+        "resample": int(getattr(processor, "resample", None) or 2),
+        "crop": sides(processor.crop_size) if asked("do_center_crop") else None,
+        "factor": float(processor.rescale_factor) if asked("do_rescale") else 1.0,
+        "mean": [float(x) for x in processor.image_mean] if normal else [0.0] * 3,
+        "std": [float(x) for x in processor.image_std] if normal else [1.0] * 3,
+    }
+
+
+def _save_tokenizer(source: OptimizedModel, directory: Path, sample: Sequence[Any], *, whole: bool) -> dict[str, Any]:
     tokenizer = _fast(source.processor, sample)
     if tokenizer.pad_token is None:
         raise ModelError(
@@ -219,7 +270,7 @@ def compare(
     found: Callable[[Sequence[Any]], np.ndarray],
     sample: Sequence[Any],
     *,
-    max_length: int,
+    max_length: int | None,
     tolerance: float,
     what: str,
 ) -> float:
@@ -229,7 +280,7 @@ def compare(
         expected: Raw outputs of the source for a batch.
         found: Raw outputs of the exported model for the same batch.
         sample: Real inputs; the shortest, the longest, all, and one past any ``max_length`` are tried.
-        max_length: Tokens at which inputs are cut off.
+        max_length: Tokens at which inputs are cut off; None where they have no length.
         tolerance: Largest difference allowed, as a share of the largest output (and 1e-5 beside it).
         what: Names the exported model in the message.
 
@@ -244,7 +295,9 @@ def compare(
 
     ordered = sorted(sample, key=size)
     longest = ordered[-1]
-    batches = [ordered[:1], [ordered[0], longest], ordered[:32][::-1], [lengthened(longest, max_length)]]
+    batches = [ordered[:1], [ordered[0], longest], ordered[:32][::-1]]
+    if max_length is not None:
+        batches.append([lengthened(longest, max_length)])
     worst = 0.0
     for batch in batches:
         wanted, got = expected(batch), found(batch)

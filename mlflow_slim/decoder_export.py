@@ -54,7 +54,7 @@ def export_decoder(
 
     notes: dict[str, Any] = {}
     with bundle.staged(Path(directory)) as work, bundle.evaluating(source.model):
-        inputs = bundle.save_tokenizer(source, work, sample, whole=False)
+        inputs = bundle.save_processor(source, work, sample, whole=False)
         model = source.model
         if model.dtype != torch.float32 or model.device.type != "cpu":
             notes["widened"] = f"{str(model.dtype).removeprefix('torch.')} to float32"

@@ -10,7 +10,7 @@ from .artifact import OptimizedModel
 from .errors import ModelError
 from .interfaces import Task
 
-__all__ = ["load_encoder"]
+__all__ = ["check_encoder", "load_encoder"]
 
 
 def load_encoder(
@@ -71,7 +71,7 @@ def load_encoder(
             f"transformers can't load {str(directory)!r} for {task.name}: {first} "
             "Give a folder or hub id of a text encoder saved by transformers."
         ) from error
-    _check_encoder(model, info, directory)
+    check_encoder(model, info, directory)
     limit = _length_limit(model, tokenizer)
     least = tokenizer.num_special_tokens_to_add(pair=special_tokens_of_pairs) + 1
     if max_length is not None and max_length < least:
@@ -95,7 +95,7 @@ def load_encoder(
     return OptimizedModel(model.eval(), tokenizer, task.name, own, trained=not fresh, source=str(directory))
 
 
-def _check_encoder(model: Any, info: Mapping[str, Any], directory: Path) -> None:
+def check_encoder(model: Any, info: Mapping[str, Any], directory: Path) -> None:
     """Refuses a model whose encoder would be partly random, which transformers fills in without an error.
 
     Only the head, and the pooler that masked language models come without, may be fresh.

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from . import __version__, bundle, manifest
 from .artifact import ExportedModel
 from .errors import InputNotFound, IntegrityError, ModelError, TrackingError, UnsafeModelError
+from .probes import probe_inputs
 from .runtime import BundleError, load
 from .runtime.narrowed import KEY
 from .runtime.pyfunc import Served, serving_threads
@@ -62,6 +63,9 @@ _REQUIREMENTS = {
 }
 
 
+_TASK_REQUIREMENTS = {"text-generation": ("jinja2",), "image-classification": ("pillow",)}
+
+
 def _pyfunc() -> Any:
     """``mlflow.pyfunc``, whose import warns about type hints of MLflow's own (3.17)."""
     with warnings.catch_warnings():
@@ -86,10 +90,10 @@ def get_default_pip_requirements(backend: str = "onnxruntime", task: str = "text
 
     Args:
         backend: ``onnxruntime`` or ``torch``.
-        task: Chat templates of language models need jinja2.
+        task: Chat templates of language models need jinja2, images Pillow.
     """
     found = []
-    for name in (*_REQUIREMENTS[backend], *(("jinja2",) if task == "text-generation" else ())):
+    for name in (*_REQUIREMENTS[backend], *_TASK_REQUIREMENTS.get(task, ())):
         # mlflow and mlflow-skinny are released together; the one not installed has the other's version
         known = name if name != "mlflow-skinny" else "mlflow"
         try:
@@ -135,7 +139,7 @@ def _default_signature(exported: ExportedModel) -> ModelSignature:
         kinds |= dict.fromkeys(("start", "end"), DataType.long)
         entity = Object([Property(name, kind) for name, kind in kinds.items()])
         return ModelSignature(inputs=Schema([ColSpec("string")]), outputs=Schema([ColSpec(Array(entity), "entities")]))
-    if exported.task != "text-classification":
+    if exported.task not in ("text-classification", "image-classification"):
         raise ModelError(f"No default signature for the task {exported.task!r}. Pass signature=.")
     names = ["text", "text_pair"] if exported.spec.get("pair") else [None]
     return ModelSignature(
@@ -152,6 +156,8 @@ def _default_example(exported: ExportedModel) -> Any:
         if exported.spec.get("serve_as") == "llm/v1/completions":
             return {"prompt": "Name three colours:", "max_tokens": 8}
         return ["Name three colours:"]
+    if exported.spec.get("modality") == "image":
+        return probe_inputs(exported.spec)[:1]
     if exported.spec.get("pair"):
         return [{"text": "This is one text.", "text_pair": "This is the other."}]
     if exported.task == "token-classification":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from . import bundle
 from .errors import ModelError
 from .runtime import tasks
-from .runtime.encoder import TokenizerFile
+from .runtime.inputs import Encoder, open_encoder
 from .runtime.torch_engine import TorchEngine
 
 if TYPE_CHECKING:
@@ -35,18 +35,18 @@ class Traceable:
     Attributes:
         model: On the CPU, float32, in eval mode.
         output: The attribute of its answer that counts, such as ``logits``.
-        encode: Texts to its inputs.
+        encode: Texts, or images, to its inputs.
         sample: A few real inputs.
         example: Encoded inputs of two rows, by name.
-        max_length: Tokens of the longest input.
+        max_length: Tokens of the longest input; None where inputs are images.
     """
 
     model: Any
     output: str
-    encode: TokenizerFile
+    encode: Encoder
     sample: Sequence[Any]
     example: Mapping[str, np.ndarray]
-    max_length: int
+    max_length: int | None
     _engine: TorchEngine = field(repr=False)
 
     @property
@@ -103,7 +103,7 @@ def export_graph(
     write: Callable[[Traceable, Path], Mapping[str, Any]],
     open_graph: Callable[[Path], _Forward],
 ) -> ExportedModel:
-    """An exported folder with a tokenizer and what ``write`` puts beside it.
+    """An exported folder with what encodes and what ``write`` puts beside it.
 
     Half-precision weights are widened to float32, which CPUs compute best with.
 
@@ -124,18 +124,19 @@ def export_graph(
 
     bundle.check_labels(source)
     dtype = str(source.model.dtype).removeprefix("torch.")
-    output, max_length = tasks.find(source.task).OUTPUT, int(source.spec["max_length"])
+    output, max_length = tasks.find(source.task).OUTPUT, source.spec.get("max_length")
     threads = torch.get_num_threads()
     notes: dict[str, Any] = {"source_dtype": dtype, "torch": torch.__version__}
     with bundle.staged(Path(directory)) as work, bundle.evaluating(source.model):
-        inputs = bundle.save_tokenizer(source, work, sample, whole=False)
-        encode = TokenizerFile(work / "tokenizer.json", inputs, max_length=max_length)
+        inputs = bundle.save_processor(source, work, sample, whole=False)
+        encode = open_encoder(work, inputs, source.spec)
         model = source.model
         if dtype != "float32" or model.device.type != "cpu":
             model = copy.deepcopy(model).to("cpu", torch.float32)
             notes["widened"] = f"{dtype} to float32"
         engine = TorchEngine(model, output=output, threads=threads)
-        _check_length(source, engine, encode, sample)
+        if max_length is not None:
+            _check_length(source, engine, encode, sample)
         example = encode(list(sample[:2]) or [""])
         if len(next(iter(example.values()))) == 1:  # tracers take an axis of length 1 for a constant
             example = encode([*sample[:1], *sample[:1]])
@@ -150,7 +151,7 @@ def export_graph(
     return bundle.read(directory, verify=False)
 
 
-def _check_length(source: OptimizedModel, engine: TorchEngine, encode: TokenizerFile, sample: Sequence[Any]) -> None:
+def _check_length(source: OptimizedModel, engine: TorchEngine, encode: Encoder, sample: Sequence[Any]) -> None:
     max_length = int(source.spec["max_length"])
     long = bundle.lengthened(sample[0] if len(sample) else "a", max_length)
     try:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from .losses import real_tokens
 from .structure import find_parts, keep_heads
 from .training import collate, training_rows
 
@@ -120,13 +121,13 @@ def _add_activation(
     """Size of a unit's input times the size of the weights it meets, over tokens that are no padding."""
     import torch
 
-    mask = batch["attention_mask"].bool()
+    rows = len(next(iter(batch.values())))
 
     def add(name: str, module: Any, given: Tensor) -> None:
-        values = given[mask].abs() if given.dim() == 3 else given.abs()
+        values = given[real_tokens(batch, given).bool()].abs() if given.dim() == 3 else given.abs()
         felt = values * module.weight.norm(dim=0)
         units = felt.reshape(len(felt), -1, sizes[name]).sum(dim=-1).sum(dim=0)
-        totals[name][:] += units.double().cpu().numpy() / values.shape[0] * len(mask)
+        totals[name][:] += units.double().cpu().numpy() / values.shape[0] * rows
 
     with watched_inputs(model, sizes, add), torch.inference_mode():
         model(**batch)
@@ -202,9 +203,9 @@ def layer_scores(source: OptimizedModel, context: Context, *, rows: int) -> list
     totals: list[float] = []
     tokens = 0
     for batch, _ in _batches(source, context, rows):
-        mask = batch["attention_mask"].bool()
         with torch.inference_mode():
             states = model(**batch, output_hidden_states=True).hidden_states
+        mask = real_tokens(batch, states[0]).bool()
         turned = [
             float((1 - torch.cosine_similarity(before[mask].double(), after[mask].double(), dim=-1)).sum())
             for before, after in itertools.pairwise(states)
@@ -246,16 +247,15 @@ def input_norms(source: OptimizedModel, names: Sequence[str], context: Context, 
 
     model = source.model.to(context.device).eval()
     sums: dict[str, Tensor] = {}
-    mask = torch.zeros(0)
+    batch: dict[str, Any] = {}
 
     def look(name: str, _: Any, given: Tensor) -> None:
-        values = given[mask] if given.dim() == 3 else given
+        values = given[real_tokens(batch, given).bool()] if given.dim() == 3 else given
         squares = values.double().square().sum(dim=0)
         sums[name] = sums[name] + squares if name in sums else squares
 
     with watched_inputs(model, names, look), torch.inference_mode():
         for batch, _ in _batches(source, context, rows):
-            mask = batch["attention_mask"].bool()
             model(**batch)
     model.to("cpu")
     return {name: total.sqrt().float().cpu().clone() for name, total in sums.items()}

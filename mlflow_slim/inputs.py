@@ -119,6 +119,7 @@ def load_inputs(
         text_pair=columns[1],
         label=columns[2],
         labels=task.labels,
+        inputs=task.inputs,
         train_split=recipe.train_split,
         validation_split=recipe.validation_split,
         test_split=recipe.test_split,

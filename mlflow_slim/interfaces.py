@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from .data.tables import LabelKind
+    from .data.tables import InputKind, LabelKind
     from .measurement.stats import Interval
 
 __all__ = [
@@ -204,6 +204,8 @@ class Task(Protocol):
     """The transformers class that loads its models, such as ``AutoModelForSequenceClassification``."""
     labels: LabelKind
     """What its label column holds."""
+    inputs: InputKind
+    """What its text column holds."""
     check_rows: int
     """Rows on which an export, and the logged model in a fresh process, must answer like their source."""
 

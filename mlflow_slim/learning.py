@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from .artifact import OptimizedModel
 from .interfaces import Context
 from .lessons import Teaching, make_lesson
-from .losses import hidden_loss
+from .losses import hidden_loss, real_tokens
 from .scoring import validation_scorer
 from .training import FitOptions, FitResult, fit, training_rows
 
@@ -80,7 +80,7 @@ def learn_logits(
             return total
         with torch.no_grad():
             theirs = guide.model(**inputs, output_hidden_states=True)
-        mask = inputs["attention_mask"]
+        mask = real_tokens(inputs, ours.hidden_states[0])
         layers = list(zip(ours.hidden_states[1:], theirs.hidden_states[1:], strict=True))
         apart = [hidden_loss(mine, other, mask) for mine, other in layers]
         return total + hidden_weight * sum(apart[1:], start=apart[0]) / len(apart)

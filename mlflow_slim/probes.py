@@ -26,12 +26,33 @@ PROBES = (
 
 
 def probe_inputs(spec: Mapping[str, Any]) -> list[Any]:
-    """The probes as a task with this spec takes them: texts, or pairs of them."""
+    """The probes as a task with this spec takes them: texts, pairs of them, or pictures of nothing."""
+    if spec.get("modality") == "image":
+        return _pictures()
     if "max_new_tokens" in spec:  # each is written on from, which takes seconds
         return [(text, "") for text in PROBES[1:4]]
     if not spec.get("pair"):
         return list(PROBES)
     return [(one, PROBES[(place + 1) % len(PROBES)]) for place, one in enumerate(PROBES)]
+
+
+def _pictures() -> list[str]:
+    """A black one, a gradient, stripes, and noise; of several sizes, in base64."""
+    import base64
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    rows, columns = np.mgrid[0:48, 0:64]
+    noise = (rows * 7919 + columns * 104729) % 251
+    shapes = [np.zeros((8, 8)), rows * 2.5 + columns, (columns // 4 % 2) * 255, noise, noise[:20, :31]]
+    found = []
+    for shape in shapes:
+        file = io.BytesIO()
+        Image.fromarray(np.clip(shape, 0, 255).astype(np.uint8)).save(file, "PNG")
+        found.append(base64.b64encode(file.getvalue()).decode("ascii"))
+    return found
 
 
 def answers_to_probes(predictor: Predictor, spec: Mapping[str, Any]) -> tuple[list[Any], np.ndarray]:

@@ -68,7 +68,7 @@ def check_model_directory(
     Args:
         directory: A folder as ``save_pretrained`` writes it.
         root: Where links may lead besides the folder itself; the hub's cache keeps files outside its snapshots.
-        require_tokenizer: Refuse a folder without tokenizer files.
+        require_tokenizer: Refuse a folder with neither a tokenizer nor an image processor.
         require_weights: Refuse a folder without weights.
 
     Raises:
@@ -105,7 +105,8 @@ def check_model_directory(
         if path == directory / "config.json":
             config = content
     _check_architecture(config)
-    if require_tokenizer and not any(all(part in names for part in kind) for kind in _TOKENIZERS):
+    reads_images = "preprocessor_config.json" in names
+    if require_tokenizer and not reads_images and not any(all(p in names for p in kind) for kind in _TOKENIZERS):
         looked_for = ", ".join(" with ".join(kind) for kind in _TOKENIZERS)
         raise ModelError(
             f"{directory} has no tokenizer (looked for {looked_for}). Save it there too: "

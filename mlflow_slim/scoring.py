@@ -31,8 +31,8 @@ def outputs_of(
 
     Args:
         model: A transformers model, in eval mode.
-        processor: Its tokenizer, for padding.
-        rows: Token ids row by row; columns that aren't the model's inputs are left out.
+        processor: Its tokenizer, for padding, or image processor.
+        rows: Token ids or pixels row by row; columns that aren't the model's inputs are left out.
         answers: From the logits of a batch, and its rows, to ``(rows, ...)``; those with fewer words are filled up
             with zeros.
         batch_size: Rows per forward pass.
@@ -40,17 +40,16 @@ def outputs_of(
     import numpy as np
     import torch
 
-    tensors = set(processor.model_input_names)
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
+    from .training import as_batch
+
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].get("input_ids", ())))
     device = next(model.parameters()).device
     parts = []
     with torch.inference_mode():
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            batch = processor.pad(
-                [{k: v for k, v in rows[i].items() if k in tensors} for i in chosen], return_tensors="pt"
-            )
-            logits = model(**batch.to(device)).logits.float().cpu().numpy()
+            batch = {name: tensor.to(device) for name, tensor in as_batch(processor, [rows[i] for i in chosen]).items()}
+            logits = model(**batch).logits.float().cpu().numpy()
             parts.append(answers(logits, [rows[i] for i in chosen]))
     found = concatenate(parts)
     outputs = np.empty_like(found)

@@ -78,6 +78,8 @@ LAYOUTS = (
         "output.dense",
         heads=False,
     ),
+    # ViT, DeiT
+    Layout(("attention.q_proj", "attention.k_proj", "attention.v_proj"), "attention.o_proj", ("mlp.fc1",), "mlp.fc2"),
     # Llama, Mistral, Qwen, Gemma
     Layout(
         ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .artifact import OptimizedModel
     from .interfaces import Context, Split
 
-__all__ = ["FitOptions", "FitResult", "collate", "fit", "pad_before", "pad_behind", "training_rows"]
+__all__ = ["FitOptions", "FitResult", "as_batch", "collate", "fit", "pad_before", "pad_behind", "training_rows"]
 
 logger = logging.getLogger(__name__)
 BAD_STEPS = 3
@@ -124,11 +124,22 @@ def collate(processor: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]
     import torch
 
     tensors = set(processor.model_input_names)
-    padded = processor.pad([{k: row[k] for k in row if k in tensors} for row in rows], return_tensors="pt")
+    padded = as_batch(processor, rows)
     for name in (k for k in rows[0] if k not in tensors):
         # What there is one of a token is padded with -100, where nothing is learned.
         padded[name] = torch.as_tensor(pad_behind([row[name] for row in rows], -100))
     return dict(padded)
+
+
+def as_batch(processor: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The model's inputs of rows as tensors: tokens padded to the longest, pixels as they are."""
+    import numpy as np
+    import torch
+
+    own = [{name: row[name] for name in row if name in processor.model_input_names} for row in rows]
+    if hasattr(processor, "pad_token_id"):
+        return dict(processor.pad(own, return_tensors="pt"))
+    return {name: torch.from_numpy(np.stack([row[name] for row in own])) for name in own[0]}
 
 
 def pad_before(prompts: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[Tensor, Tensor]:
@@ -243,7 +254,7 @@ def fit(
             weight_decay=options.weight_decay,
             warmup_steps=0.1,
             lr_scheduler_type="linear",
-            train_sampling_strategy="group_by_length",
+            train_sampling_strategy="group_by_length" if "input_ids" in rows[0] else "random",
             remove_unused_columns=False,
             logging_strategy="no",
             save_strategy="no",

@@ -36,7 +36,7 @@ from ..runtime import BundleError, Predictor, TextGenerator, tasks
 from ..runtime import load as load_bundle
 from ..runtime.bundle import read_bundle
 from ..runtime.decoders import OnnxDecoder
-from ..runtime.encoder import TokenizerFile
+from ..runtime.inputs import TOKENIZER, open_encoder
 from ..runtime.onnx_engine import MODEL, OnnxEngine
 
 __all__ = ["BACKEND", "OnnxRuntimeBackend"]
@@ -91,7 +91,7 @@ def _trace(ready: Traceable, target: Path) -> None:
     """Writes the plain graph of a model to ``target``."""
     import torch
 
-    axes = {0: "batch", 1: "sequence"}
+    of_texts, of_images = {0: "batch", 1: "sequence"}, {0: "batch"}
     program: Any = torch.onnx.export(
         ready.module,
         ready.tensors,
@@ -99,7 +99,7 @@ def _trace(ready: Traceable, target: Path) -> None:
         opset_version=_OPSET,
         input_names=list(ready.example),
         output_names=[ready.output],
-        dynamic_shapes=(tuple(axes for _ in ready.example),),
+        dynamic_shapes=(tuple(of_texts if array.ndim == 2 else of_images for array in ready.example.values()),),
         verbose=False,
     )
     size = sum(weight.numel() * weight.element_size() for weight in ready.model.parameters())
@@ -263,9 +263,9 @@ class OnnxRuntimeBackend:
             self._quantize_decoder(exported, source, directory, scheme, rows, known)
             return
         with bundle.staged(Path(directory)) as work:
-            tokenizer = work / "tokenizer.json"
-            shutil.copyfile(exported.directory / tokenizer.name, tokenizer)
-            encode = TokenizerFile(tokenizer, content["inputs"], max_length=int(source.spec["max_length"]))
+            if (tokenizer := exported.directory / TOKENIZER).is_file():
+                shutil.copyfile(tokenizer, work / TOKENIZER)
+            encode = open_encoder(work, content["inputs"], source.spec)
             batches = (encode(rows[start : start + 8]) for start in range(0, len(rows), 8))
             with _quiet():
                 try:

@@ -26,13 +26,11 @@ from ..runtime import BundleError, Predictor, TextGenerator, tasks
 from ..runtime import load as load_bundle
 from ..runtime.bundle import read_bundle
 from ..runtime.decoders import OpenVinoDecoder
-from ..runtime.encoder import TokenizerFile
+from ..runtime.inputs import TOKENIZER, open_encoder
 from ..runtime.openvino_engine import MODEL, OpenVinoEngine
 from ..runtime.torch_engine import quiet_transformers
 
 __all__ = ["BACKEND", "OpenVinoBackend"]
-
-_TOKENIZER = "tokenizer.json"
 
 
 def _write(ready: Traceable, work: Path) -> dict[str, Any]:
@@ -135,13 +133,13 @@ class OpenVinoBackend:
                 f"Language models aren't quantized with kind {scheme.kind!r} on openvino. Use quantize.weight_only."
             )
         with bundle.staged(Path(directory)) as work:
-            shutil.copyfile(exported.directory / _TOKENIZER, work / _TOKENIZER)
+            if (tokenizer := exported.directory / TOKENIZER).is_file():
+                shutil.copyfile(tokenizer, work / TOKENIZER)
             graph = openvino.Core().read_model(str(exported.directory / MODEL))
             nodes = weighted_nodes(graph, source.model)
             batches: list[Any] = []
             if scheme.kind == "static":
-                length = int(source.spec["max_length"])
-                encode = TokenizerFile(work / _TOKENIZER, content["inputs"], max_length=length)
+                encode = open_encoder(work, content["inputs"], source.spec)
                 batches = [encode(rows[start : start + 8]) for start in range(0, len(rows), 8)]
             try:
                 quantized = quantize_model(graph, scheme, nodes, batches)

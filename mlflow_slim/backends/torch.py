@@ -23,7 +23,7 @@ from ..runtime import load as load_bundle
 from ..runtime.bundle import read_bundle
 from ..runtime.narrowed import KEY
 from ..runtime.prompts import shown
-from ..runtime.torch_engine import TorchEngine, load_model, quiet_transformers, transformers_encoder
+from ..runtime.torch_engine import TorchEngine, load_model, quiet_transformers, torch_encoder
 from ..structure import narrowed_shapes
 
 __all__ = ["BACKEND", "TorchBackend"]
@@ -93,14 +93,14 @@ class TorchBackend:
             sample = [(shown(prompt), text) for prompt, text in sample]
         dtype = str(source.model.dtype).removeprefix("torch.")
         threads = torch.get_num_threads()
-        max_length = int(source.spec["max_length"])
+        max_length = source.spec.get("max_length")
         bundle.check_labels(source)
         with bundle.staged(Path(directory)) as work:
             with quiet_transformers():
                 source.model.save_pretrained(str(work))
-            inputs = bundle.save_tokenizer(source, work, sample, whole=True)
+            inputs = bundle.save_processor(source, work, sample, whole=True)
             _complete(work / "config.json", source)
-            encode = transformers_encoder(work, inputs["names"], max_length=max_length)
+            encode = torch_encoder(work, inputs, source.spec)
             try:
                 reloaded = load_model(work, task.LIBRARY_CLASS).to(source.model.device).eval()
             except (ValueError, RuntimeError) as error:

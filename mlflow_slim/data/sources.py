@@ -15,6 +15,7 @@ from typing import Any
 from ..errors import DataError, InputNotFound, did_you_mean
 from ..hub import is_hub_id, looks_like_path, offline_reason
 from .files import Rows, arrow_columns, file_format, join_rows, make_rows, read_file
+from .images import ENDINGS
 
 __all__ = ["SPLITS", "Located", "locate"]
 
@@ -69,7 +70,7 @@ def locate(
     if not source and "train" not in asked:
         raise DataError("No data was named. Write data=demo, a file, a folder, or a hub data set id.")
     path = Path(source).expanduser()
-    if source in _DEMOS:
+    if source in (*_DEMOS, "demo-digits"):
         return _locate_demo(source, asked, wanted)
     if not source or (path.is_file() and file_format(path)):
         return _locate_files(path if source else None, asked, wanted)
@@ -121,6 +122,8 @@ def _check_asked_files(asked: Mapping[str, str], base: Path | None) -> None:
 
 
 def _locate_demo(source: str, asked: Mapping[str, str], wanted: Sequence[str]) -> Located:
+    if source == "demo-digits":
+        return Located("digits", "demo", _digits())
     known_as, folder = _DEMOS[source]
     available = {name: folder / f"{name}.jsonl.gz" for name in SPLITS}
     tables = {}
@@ -129,6 +132,21 @@ def _locate_demo(source: str, asked: Mapping[str, str], wanted: Sequence[str]) -
         if picked:
             tables[name] = read_file(available[picked], wanted=wanted)
     return Located(known_as, "demo", tables, frozenset(asked))
+
+
+def _digits() -> dict[str, Rows]:
+    """scikit-learn's 1,797 handwritten digits, 8 by 8 pixels: of nine in turn five to train and three to test."""
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    images = [(image * 255 / 16).round().tolist() for image in found.images]
+    labels = [int(x) for x in found.target]
+    places = {"train": range(5), "validation": (5,), "test": range(6, 9)}
+    rows = {name: [i for i in range(len(labels)) if i % 9 in own] for name, own in places.items()}
+    return {
+        name: make_rows({"image": [images[i] for i in own], "label": [labels[i] for i in own]}, "demo")
+        for name, own in rows.items()
+    }
 
 
 def _locate_files(main: Path | None, asked: Mapping[str, str], wanted: Sequence[str]) -> Located:
@@ -211,6 +229,8 @@ def _locate_folder(folder: Path, asked: Mapping[str, str], wanted: Sequence[str]
         if found:
             tables[name] = join_rows([read_file(p, wanted=wanted) for p in found])
             files[name] = ", ".join(str(p) for p in found)
+    if not tables and not candidates and (found_images := _folders_of_images(root)):
+        return Located(folder.absolute().name, "images", found_images, frozenset(asked))
     used = {f for joined in files.values() for f in joined.split(", ")}
     unused = [p.name for p in candidates if str(p) not in used]
     if not tables and len(candidates) == 1:
@@ -223,6 +243,20 @@ def _locate_folder(folder: Path, asked: Mapping[str, str], wanted: Sequence[str]
         )
     notes = (f"files not read: {', '.join(unused)}",) if unused else ()
     return Located(folder.absolute().name, "folder", tables, frozenset(asked), files, notes)
+
+
+def _folders_of_images(folder: Path) -> dict[str, Rows]:
+    """A folder for each class (in one for each split) with image files, as ``datasets`` reads them, by split."""
+    parts = {p.name: p for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".")}
+    splits = {name: next((parts[n] for n in prefixes if n in parts), None) for name, prefixes in _PREFIXES.items()}
+    given = {name: place for name, place in splits.items() if place is not None} or {"all": folder}
+    tables = {}
+    for name, place in given.items():
+        files = sorted(p for p in place.glob("*/*") if p.suffix.lower() in ENDINGS and not p.name.startswith("."))
+        if files:
+            columns: dict[str, list[Any]] = {"image": [str(p) for p in files], "label": [p.parent.name for p in files]}
+            tables[name] = make_rows(columns, "images")
+    return tables if {"all", "train"} & set(tables) else {}
 
 
 def _rows_of_dataset(dataset: Any) -> Rows:

@@ -7,11 +7,13 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ..errors import DataError
 from . import checks
 from .chats import chat_text, is_chat
+from .images import clean_image
 from .labels import Missing, clean_labels, clean_text
 from .sources import SPLITS, Located, locate
 from .splitting import cut
@@ -20,8 +22,10 @@ from .tagged import clean_tagged
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["LabelKind", "Tables", "digest_rows", "read_tables"]
+__all__ = ["InputKind", "LabelKind", "Tables", "digest_rows", "read_tables"]
 
+InputKind: TypeAlias = Literal["texts", "images"]
+"""What the column of inputs holds; images become base64 of their files."""
 LabelKind: TypeAlias = Literal["classes", "tags", "texts"]
 """What a label column holds: classes that repeat, a class for each word of the text, or texts of their own."""
 
@@ -87,6 +91,7 @@ def read_tables(
     text_pair: str | None = None,
     label: str | None = "label",
     labels: LabelKind = "classes",
+    inputs: InputKind = "texts",
     train_split: str | None = None,
     validation_split: str | None = None,
     test_split: str | None = None,
@@ -109,6 +114,7 @@ def read_tables(
         text_pair: Column of the second text, for pairs; None or empty for single texts.
         label: Column of the label; None only where labels are texts, for rows of a text alone.
         labels: What they are. With ``tags`` the texts are words with single spaces between, and the labels lists.
+        inputs: What the column ``text`` holds. With ``images`` paths, bytes, arrays or what ``datasets`` keeps.
         train_split: Name of the split, or a file; None for what is usual.
         validation_split: As above; cut from train when there is none.
         test_split: As above; cut from train when there is none.
@@ -140,7 +146,7 @@ def read_tables(
     if labels == "tags" and text_pair:
         raise DataError("text_pair is for pairs of texts, and words are tagged in one. Leave it out.")
     are_classes = labels != "texts"
-    splits, faults, dropped, counts = _usable(located, wanted, label_separator, labels)
+    splits, faults, dropped, counts = _usable(located, wanted, label_separator, labels, inputs)
     if "train" in splits and are_classes:
         splits = _drop_unseen(splits, wanted["label"], faults, dropped)
     if faults and on_bad_rows == "refuse":
@@ -256,7 +262,7 @@ def _is_blank(value: Any) -> bool:
 
 
 def _usable(
-    located: Located, wanted: Mapping[str, str], separator: str | None, kind: LabelKind
+    located: Located, wanted: Mapping[str, str], separator: str | None, kind: LabelKind, inputs: InputKind
 ) -> tuple[dict[str, _Split], list[tuple[str, str, Sequence[int]]], dict[str, Counter[str]], dict[str, int]]:
     """Usable rows of each table, what was wrong with the others, how many by reason, what was done to labels."""
     tables = located.tables
@@ -264,7 +270,10 @@ def _usable(
     labels: list[list[Any]]
     counts: dict[str, int] = {}
     texts = [rows.columns[wanted["text"]] for rows in tables.values()]
-    if kind != "tags":
+    if inputs == "images":
+        folders = [Path(file).parent for files in located.files.values() for file in files.split(", ")]
+        texts = [[clean_image(value, wanted["text"], folders) for value in values] for values in texts]
+    elif kind != "tags":
         texts = [_texts(values, wanted["text"], may_be_chats=kind == "texts") for values in texts]
     if column is None:
         labels = [[""] * len(rows) for rows in tables.values()]

@@ -13,11 +13,12 @@ import numpy as np
 from . import openvino_engine, tasks
 from .bundle import Bundle, BundleError, read_bundle
 from .decoders import Decoder, OnnxDecoder, OpenVinoDecoder, TorchDecoder
-from .encoder import OFFSETS, TokenizerFile
+from .encoder import OFFSETS
 from .generation import ASSISTANT, Drafting, Guess, TextGenerator, lookup, through_texts
+from .inputs import open_encoder
 from .onnx_engine import MODEL, OnnxEngine
 from .prompts import PromptFile
-from .torch_engine import TorchEngine, load_model, to_int8, transformers_encoder
+from .torch_engine import TorchEngine, load_model, to_int8, torch_encoder
 from .words import at_words, first_tokens
 
 
@@ -150,10 +151,9 @@ def _open_encoder(
     bundle: Bundle, task: ModuleType, threads: int, device: str, *, make: type[Predictor] = Predictor
 ) -> Predictor | None:
     """A model that answers in one pass."""
-    max_length, offsets = int(bundle.spec["max_length"]), make is Tagger
+    offsets = make is Tagger
     if bundle.backend in ("onnxruntime", "openvino"):
-        path = bundle.directory / "tokenizer.json"
-        encoder = TokenizerFile(path, bundle.inputs, max_length=max_length, offsets=offsets)
+        encoder = open_encoder(bundle.directory, bundle.inputs, bundle.spec, offsets=offsets)
         if bundle.backend == "openvino":
             graph = bundle.directory / openvino_engine.MODEL
             return make(bundle, encoder, openvino_engine.OpenVinoEngine(graph, threads=threads), threads)
@@ -161,8 +161,7 @@ def _open_encoder(
     if bundle.backend == "torch":
         model, compile_mode = _torch_model(bundle, task, device)
         engine = TorchEngine(model, output=task.OUTPUT, threads=threads, compile_mode=compile_mode)
-        names = bundle.inputs["names"]
-        encode = transformers_encoder(bundle.directory, names, max_length=max_length, offsets=offsets)
+        encode = torch_encoder(bundle.directory, bundle.inputs, bundle.spec, offsets=offsets)
         return make(bundle, encode, engine, threads)
     return None
 

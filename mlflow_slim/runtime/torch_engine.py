@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from .encoder import OFFSETS, cut_long_pairs
+from .inputs import open_encoder
 from .narrowed import narrow, shapes_in
 
 logger = logging.getLogger(__name__)
@@ -157,6 +158,15 @@ class TorchEngine:
                 outputs = self._model(**inputs)
             array: np.ndarray = getattr(outputs, self._output).float().cpu().numpy()
         return array
+
+
+def torch_encoder(
+    directory: Path, inputs: Mapping[str, Any], spec: Mapping[str, Any], *, offsets: bool = False
+) -> Callable[[Sequence[Any]], dict[str, np.ndarray]]:
+    """What encodes for a torch model: the model's own tokenizer; of images, what other runtimes use."""
+    if "image" in inputs:
+        return open_encoder(directory, inputs, spec)
+    return transformers_encoder(directory, inputs["names"], max_length=int(spec["max_length"]), offsets=offsets)
 
 
 def transformers_encoder(

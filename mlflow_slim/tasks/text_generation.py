@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from ..data import Tables
-    from ..data.tables import LabelKind
+    from ..data.tables import InputKind, LabelKind
     from ..measurement.stats import Interval
     from ..runtime.generation import Answers
 
@@ -44,6 +44,7 @@ class TextGeneration:
     name = "text-generation"
     library_class = "AutoModelForCausalLM"
     labels: LabelKind = "texts"
+    inputs: InputKind = "texts"
     check_rows = 4
 
     def make_data(

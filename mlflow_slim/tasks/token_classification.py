@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from ..data import Tables
-    from ..data.tables import LabelKind
+    from ..data.tables import InputKind, LabelKind
     from ..measurement.stats import Interval
 
 __all__ = ["TASK", "TokenClassification"]
@@ -41,6 +41,7 @@ class TokenClassification:
     name = "token-classification"
     library_class = "AutoModelForTokenClassification"
     labels: LabelKind = "tags"
+    inputs: InputKind = "texts"
     check_rows = 32
 
     def make_data(

@@ -17,7 +17,7 @@ from ..artifact import OptimizedModel, StepRecord
 from ..depth import LayerMap, checked_layers
 from ..errors import ModelError
 from ..interfaces import Context
-from ..losses import answered, attention_loss, distillation_loss, hidden_loss
+from ..losses import answered, attention_loss, distillation_loss, hidden_loss, real_tokens
 from ..scoring import validation_scorer
 from ..student import check_student, make_student
 from ..training import FitOptions, fit, training_rows
@@ -94,7 +94,7 @@ class DistillHidden(BaseModel):
         student, made = make_student(
             source, context, student=self.student, layers=self.layers, layer_map=self.layer_map
         )
-        if student.processor.get_vocab() != source.processor.get_vocab():
+        if not _same_tokens(student.processor, source.processor):
             raise ModelError(
                 f"distill.hidden compares states token by token, but {self.student!r} has another vocabulary than the "
                 "teacher. Use distill.logits, or a student with the teacher's tokenizer."
@@ -115,7 +115,7 @@ class DistillHidden(BaseModel):
             ours = model(**inputs, output_hidden_states=True, output_attentions=True)
             with torch.no_grad():
                 theirs = teacher(**inputs, output_hidden_states=True, output_attentions=True)
-            mask = inputs["attention_mask"]
+            mask = real_tokens(inputs, ours.hidden_states[0])
             owner = getattr(model, "module", model)
             project = getattr(owner, "slim_projection", lambda states: states)
             total: Tensor = self.alpha * distillation_loss(
@@ -158,6 +158,13 @@ class DistillHidden(BaseModel):
             self.name, self.model_dump(mode="json"), {**made, "teacher_layer_of": matched, **result.notes()}
         )
         return source.after(record, model.to("cpu"), processor=student.processor, spec=student.spec)
+
+
+def _same_tokens(ours: Any, theirs: Any) -> bool:
+    """Whether states can be compared place by place; those of images are compared by the model itself."""
+    if not (hasattr(ours, "get_vocab") and hasattr(theirs, "get_vocab")):
+        return True
+    return bool(ours.get_vocab() == theirs.get_vocab())
 
 
 def _use_eager_attention(model: Any) -> str:

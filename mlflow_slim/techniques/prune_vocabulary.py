@@ -39,6 +39,11 @@ class PruneVocabulary(BaseModel):
         0, ge=0, description="Tokens to keep from the start of the vocabulary too; BERT's are ordered by frequency."
     )
 
+    def check(self, source: OptimizedModel) -> None:
+        """Raises ModelError when there are no tokens."""
+        if not hasattr(source.processor, "get_vocab"):
+            raise ModelError(f"prune.vocabulary is for texts, and {source.task} has no tokens. Leave it out.")
+
     def apply(self, source: OptimizedModel, context: Context) -> OptimizedModel:
         """The model with a smaller vocabulary; ``source`` is left as it is.
 
@@ -47,6 +52,7 @@ class PruneVocabulary(BaseModel):
         """
         import torch
 
+        self.check(source)
         tokenizer, before = source.processor, int(source.model.get_input_embeddings().num_embeddings)
         if not getattr(tokenizer, "is_fast", False):
             raise ModelError(f"{type(tokenizer).__name__} has no tokenizer.json, so its vocabulary can't be trimmed.")

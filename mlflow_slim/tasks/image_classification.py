@@ -1,0 +1,117 @@
+"""Image classification: one image in, one label (or several) out.
+
+An input is an image as text: base64 of a file, as it is served. Models are those whose processor resizes, crops,
+rescales and normalizes, such as ViT's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..artifact import OptimizedModel
+from ..class_names import head_settings
+from ..classification import Classifier
+from ..encoder_loading import check_encoder
+from ..errors import ModelError
+from ..interfaces import TaskData
+from ..runtime.images import ImageFile
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ..data.tables import InputKind
+
+__all__ = ["TASK", "ImageClassification"]
+
+
+class ImageClassification(Classifier):
+    """The task ``image-classification``: multi-class, or multi-label."""
+
+    name = "image-classification"
+    library_class = "AutoModelForImageClassification"
+    head = "ForImageClassification"
+    inputs: InputKind = "images"
+
+    def load_model(self, directory: Path, data: TaskData, *, max_length: int | None, seed: int) -> OptimizedModel:
+        """The model in a local folder with a head for the data's labels; ``trained`` is False when it is fresh.
+
+        Weights are loaded as float32 from safetensors only, no code of the model's own runs, and the network is not
+        asked.
+
+        Args:
+            directory: A folder that passed `mlflow_slim.safety.check_model_directory`.
+            data: Decides the labels.
+            max_length: Must be None: images have no length.
+            seed: Seed of a fresh head.
+
+        Raises:
+            ModelError: transformers can't load it, its encoder isn't all there, or ``max_length`` is given.
+        """
+        import torch
+        from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+        from ..runtime.narrowed import narrow, shapes_in
+        from ..runtime.torch_engine import quiet_transformers
+
+        if max_length is not None:
+            raise ModelError("max_length is for texts, and images have none. Leave it out.")
+        names = list(data.spec["labels"])
+        auto: Any = AutoModelForImageClassification  # their types are of other calls
+        processors: Any = AutoImageProcessor
+        try:
+            with quiet_transformers(), torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                processor = processors.from_pretrained(
+                    str(directory), local_files_only=True, trust_remote_code=False, backend="pil"
+                )
+                kind = "multi_label" if data.spec["multi_label"] else "single_label"
+                model, info = auto.from_pretrained(
+                    str(directory),
+                    local_files_only=True,
+                    trust_remote_code=False,
+                    use_safetensors=True,
+                    ignore_mismatched_sizes=True,
+                    output_loading_info=True,
+                    dtype=torch.float32,
+                    problem_type=f"{kind}_classification",
+                    **head_settings(names),
+                )
+                if shapes := shapes_in(directory):
+                    info = narrow(model, info, directory, shapes)
+        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ModelError(
+                f"transformers can't load {str(directory)!r} for {self.name}: {first} "
+                "Give a folder or hub id of an image model saved by transformers with its preprocessor_config.json."
+            ) from error
+        check_encoder(model, info, directory)
+        fresh = bool(info["missing_keys"]) or bool(info.get("mismatched_keys"))
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        same_problem = (config.get("problem_type") == "multi_label_classification") == data.spec["multi_label"]
+        trained = not fresh and data.report.get("labels_from") == "model" and same_problem
+        spec = {**data.spec, "modality": "image"}
+        return OptimizedModel(model.eval(), processor, self.name, spec, trained=trained, source=str(directory))
+
+    def encode(self, processor: Any, inputs: Sequence[Any], spec: Mapping[str, Any]) -> list[dict[str, Any]]:  # noqa: ARG002
+        """The pixels of each image, ``(channels, height, width)`` float32."""
+        from ..bundle import image_settings
+
+        encode = ImageFile(image_settings(processor))
+        return [{name: array[0] for name, array in encode([one]).items()} for one in inputs]
+
+    def quality(self, outputs: np.ndarray, references: np.ndarray, spec: Mapping[str, Any]) -> dict[str, float]:
+        """As of every classifier, and ``top5_accuracy`` where there are more than five classes and one label a row."""
+        import numpy as np
+
+        scores = super().quality(outputs, references, spec)
+        if not spec["multi_label"] and len(spec["labels"]) > 5 and outputs.ndim == 2:
+            five = np.argpartition(-outputs, 5, axis=1)[:, :5]
+            scores["top5_accuracy"] = float((five == references[:, None]).any(axis=1).mean())
+        return scores
+
+
+TASK = ImageClassification()
+"""One file per task; `catalog` finds them by name."""
