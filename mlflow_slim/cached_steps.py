@@ -17,10 +17,11 @@ from . import bundle
 from .artifact import OptimizationCost, OptimizedModel, StepRecord
 from .cache import VARIABLE, Entry, StepCache, code_digest, content_key, files_digest
 from .catalog import load_backend
+from .encoder_loading import load_processor
 from .interfaces import MODEL_OPTIONS, Context, Technique
 from .runtime import tasks
 from .runtime.narrowed import KEY
-from .runtime.torch_engine import load_model, quiet_transformers
+from .runtime.torch_engine import load_model
 
 __all__ = ["do_cached", "model_digest", "step_key"]
 
@@ -91,11 +92,13 @@ def model_digest(model: OptimizedModel) -> str:
         digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes() if plain.numel() else b"")
     config = {key: value for key, value in model.model.config.to_dict().items() if key not in _SAYS_NOTHING}
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
-    if model.processor.is_fast:
+    if hasattr(model.processor, "backend_tokenizer"):
         tokenizer = json.loads(model.processor.backend_tokenizer.to_str())
         settings = ("truncation", "padding")  # left from its last call
         kept = {key: value for key, value in tokenizer.items() if key not in settings}
         digest.update(json.dumps(kept, sort_keys=True).encode())
+    elif hasattr(model.processor, "image_mean"):
+        digest.update(json.dumps(bundle.image_settings(model.processor), sort_keys=True).encode())
     digest.update(json.dumps(dict(model.spec), sort_keys=True, default=str).encode())
     return digest.hexdigest()
 
@@ -166,10 +169,6 @@ def _load(entry: Entry, step: Technique, source: OptimizedModel) -> OptimizedMod
     if content["builds"]:
         builds = {name: entry.folder / "builds" / name for name in content["builds"]}
         return source.after(record, source.model, builds=builds)
-    from transformers import AutoTokenizer
-
     folder = entry.folder / "model"
-    with quiet_transformers():
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     model = load_model(folder, tasks.find(source.task).LIBRARY_CLASS).eval()
-    return source.after(record, model, processor=tokenizer, spec=content["spec"])
+    return source.after(record, model, processor=load_processor(folder), spec=content["spec"])

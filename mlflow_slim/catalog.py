@@ -40,6 +40,7 @@ TECHNIQUES = {
     "prune.wanda": "mlflow_slim.techniques.prune_wanda:PruneWanda",
     "prune.width": "mlflow_slim.techniques.prune_width:PruneWidth",
     "quantize.cast": "mlflow_slim.techniques.quantize_cast:QuantizeCast",
+    "quantize.embedding": "mlflow_slim.techniques.quantize_embedding:QuantizeEmbedding",
     "quantize.dynamic": "mlflow_slim.techniques.quantize_dynamic:QuantizeDynamic",
     "quantize.qat": "mlflow_slim.techniques.quantize_qat:QuantizeQat",
     "quantize.static": "mlflow_slim.techniques.quantize_static:QuantizeStatic",

@@ -95,6 +95,14 @@ class Classifier:
         """As they are: a model answers once for every one of them."""
         return values
 
+    def answer(self, outputs: Any, inputs: Mapping[str, Any], spec: Mapping[str, Any]) -> Any:  # noqa: ARG002
+        """The logits."""
+        return outputs.logits
+
+    def complete(self, data: TaskData, answers: Any) -> TaskData:  # noqa: ARG002 - as of every task
+        """As it is: what is right stands in the data."""
+        return data
+
     def loss(self, outputs: Any, references: Any, spec: Mapping[str, Any]) -> Any:
         """Hard-label loss of ``(batch, classes)`` logits: cross entropy, or binary cross entropy for multi-label."""
         import torch.nn.functional as functional

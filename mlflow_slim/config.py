@@ -174,6 +174,17 @@ class Generate(_Section):
     )
 
 
+class Embed(_Section):
+    """How states of tokens become a vector; for the task feature-extraction."""
+
+    pooling: Literal["mean", "cls", "max", "last"] | None = Field(
+        None, description="What of a text's states is its vector; default: as the model's own files say, else mean."
+    )
+    normalize: bool | None = Field(
+        None, description="Bring vectors to length 1; default: as the model's own files say, else no."
+    )
+
+
 class Track(_Section):
     """Where MLflow keeps the runs."""
 
@@ -238,6 +249,7 @@ class Recipe(_Section):
     baseline: Baseline = Baseline()
     steps: tuple[Any, ...] = Field((), description="Techniques in order, each with its options.")
     generate: Generate = Generate()
+    embed: Embed = Embed()
     export: Export = Export()
     measure: Measure = Measure()
     track: Track = Track()

@@ -10,7 +10,7 @@ from .artifact import OptimizedModel
 from .errors import ModelError
 from .interfaces import Task
 
-__all__ = ["check_encoder", "load_encoder"]
+__all__ = ["check_encoder", "load_encoder", "load_processor"]
 
 
 def load_encoder(
@@ -22,6 +22,7 @@ def load_encoder(
     seed: int,
     settings: Mapping[str, Any],
     special_tokens_of_pairs: bool = False,
+    usual_length: int | None = None,
 ) -> OptimizedModel:
     """A model with the task's head; ``trained`` is False when the head is fresh.
 
@@ -35,6 +36,7 @@ def load_encoder(
         seed: Seed of a fresh head.
         settings: What its configuration says of the head.
         special_tokens_of_pairs: Whether an input is two texts.
+        usual_length: Longest input where ``max_length`` is None and the model takes as much; None for its own limit.
 
     Raises:
         ModelError: transformers can't load it, its encoder isn't all there, or ``max_length`` is more than it
@@ -91,7 +93,7 @@ def load_encoder(
                 "Set one (tokenizer.pad_token = ...) and save the model again."
             )
         model.config.pad_token_id = tokenizer.pad_token_id
-    own = {**spec, "max_length": max_length or limit or 512}
+    own = {**spec, "max_length": max_length or min(x for x in (usual_length, limit or 512) if x)}
     return OptimizedModel(model.eval(), tokenizer, task.name, own, trained=not fresh, source=str(directory))
 
 
@@ -103,8 +105,8 @@ def check_encoder(model: Any, info: Mapping[str, Any], directory: Path) -> None:
     Raises:
         ModelError: Weights of the encoder are missing, or have other shapes than ``config.json`` says.
     """
-    prefix = f"{model.base_model_prefix}."
-    missing = {str(key): "is missing" for key in info["missing_keys"] if ".pooler." not in str(key)}
+    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
+    missing = {str(key): "is missing" for key in info["missing_keys"] if ".pooler." not in f".{key}"}
     mismatched = {
         str(key): f"is {tuple(found)} and not {tuple(wanted)}" for key, found, wanted in info.get("mismatched_keys", ())
     }
@@ -133,3 +135,16 @@ def _length_limit(model: Any, tokenizer: Any) -> int | None:
                 offset = int(module.padding_idx) + 1
         limits.append(positions - offset)
     return min(limits) if limits else None
+
+
+def load_processor(directory: Path) -> Any:
+    """The tokenizer, or where there is none the image processor, of a folder that `save_pretrained` wrote."""
+    from transformers import AutoImageProcessor, AutoTokenizer
+
+    from .runtime.torch_engine import quiet_transformers
+
+    images: Any = AutoImageProcessor  # its types are of another call
+    with quiet_transformers():
+        if (directory / "preprocessor_config.json").is_file():
+            return images.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False, backend="pil")
+        return AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)

@@ -139,6 +139,13 @@ def _default_signature(exported: ExportedModel) -> ModelSignature:
         kinds |= dict.fromkeys(("start", "end"), DataType.long)
         entity = Object([Property(name, kind) for name, kind in kinds.items()])
         return ModelSignature(inputs=Schema([ColSpec("string")]), outputs=Schema([ColSpec(Array(entity), "entities")]))
+    if exported.task == "feature-extraction":
+        import numpy as np
+        from mlflow.types import TensorSpec
+
+        kind = {"binary": "uint8"}.get(output := str(exported.spec.get("output", "float32")), output)
+        vectors = TensorSpec(np.dtype(kind), (-1, -1))
+        return ModelSignature(inputs=Schema([ColSpec("string")]), outputs=Schema([vectors]))
     if exported.task not in ("text-classification", "image-classification"):
         raise ModelError(f"No default signature for the task {exported.task!r}. Pass signature=.")
     names = ["text", "text_pair"] if exported.spec.get("pair") else [None]

@@ -109,7 +109,8 @@ def _add_taylor(
         name: torch.ones(rows, len(total), requires_grad=True, device=labels.device) for name, total in totals.items()
     }
     with torch.enable_grad(), gates(model, sizes, values):
-        loss = task.loss(model(**batch).logits, labels, spec) * rows  # the loss is a mean; a row's own part is wanted
+        answer = task.answer(model(**batch), batch, spec)
+        loss = task.loss(answer, labels, spec) * rows  # the loss is a mean; a row's own part is wanted
         gradients = torch.autograd.grad(loss, list(values.values()))
     for name, gradient in zip(values, gradients, strict=True):
         totals[name][:] += gradient.abs().sum(dim=0).double().cpu().numpy()

@@ -127,13 +127,14 @@ def load_inputs(
         label_separator=recipe.label_separator,
         on_bad_rows=recipe.on_bad_rows,
     )
-    options = recipe.generate.model_dump()
+    options = {**recipe.generate.model_dump(), "embed": recipe.embed.model_dump()}
     if found is None:
         data = task.make_data(tables, spec=spec, options=options)
         return Inputs(task, data, None, (*notes, *_describe(tables)), {})
     config = json.loads((found.directory / "config.json").read_text(encoding="utf-8"))
     data = task.make_data(tables, config=config, options=options)
     model = task.load_model(found.directory, data, max_length=recipe.max_length, seed=recipe.seed)
+    data = task.complete(data, lambda rows: task.outputs(model.model, model.processor, rows, model.spec))
     facts = {
         "slim.model": recipe.model,
         "slim.model.kind": found.kind,

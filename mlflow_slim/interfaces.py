@@ -232,6 +232,14 @@ class Task(Protocol):
         """One row's references, or raw outputs, as its training wants them; ``row`` is as `encode` gave it."""
         ...
 
+    def answer(self, outputs: Any, inputs: Mapping[str, Any], spec: Mapping[str, Any]) -> Any:
+        """The tensor of a torch model's output that is its answer, ``(batch, ...)``, such as ``outputs.logits``."""
+        ...
+
+    def complete(self, data: TaskData, answers: Callable[[Sequence[Input]], np.ndarray]) -> TaskData:
+        """The data with references that only the original knows; ``answers`` are its raw outputs."""
+        ...
+
     def loss(self, outputs: Any, references: Any, spec: Mapping[str, Any]) -> Any:
         """The task's own (hard-label) loss of raw outputs, a scalar tensor."""
         ...

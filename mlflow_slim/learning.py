@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from .artifact import OptimizedModel
 from .interfaces import Context
-from .lessons import Teaching, make_lesson
+from .lessons import PROJECTION, Teaching, make_lesson
 from .losses import hidden_loss, real_tokens
 from .scoring import validation_scorer
 from .training import FitOptions, FitResult, fit, training_rows
@@ -25,7 +25,8 @@ def learn_labels(student: OptimizedModel, context: Context, options: FitOptions,
     """
 
     def loss(model: Any, inputs: dict[str, Any], extra: dict[str, Any]) -> Any:
-        return context.task.loss(model(**inputs).logits, extra["labels"], student.spec)
+        answer = context.task.answer(model(**inputs), inputs, student.spec)
+        return context.task.loss(answer, extra["labels"], student.spec)
 
     metric, score = validation_scorer(student, context)
     rows = training_rows(student, context.data.train, context)
@@ -66,16 +67,17 @@ def learn_logits(
     import torch
 
     lesson = make_lesson(student, teacher, context, teaching)
-    alpha = teaching.alpha
+    alpha, labelled = teaching.alpha, context.task.labels != "scores"
     guided = guide is not None and hidden_weight > 0
     if guide is not None:
         guide.model.to(context.device).eval()
 
     def loss(model: Any, inputs: dict[str, Any], extra: dict[str, Tensor]) -> Tensor:
         ours = model(**inputs, output_hidden_states=guided)
-        soft = lesson.loss(model, inputs, ours.logits, extra)
-        hard: Tensor = context.task.loss(ours.logits, extra["labels"], student.spec)
-        total = alpha * soft + (1 - alpha) * hard
+        answer = context.task.answer(ours, inputs, student.spec)
+        total = lesson.loss(model, inputs, answer, extra)
+        if labelled:
+            total = alpha * total + (1 - alpha) * context.task.loss(answer, extra["labels"], student.spec)
         if guide is None or not guided:
             return total
         with torch.no_grad():
@@ -88,6 +90,8 @@ def learn_logits(
     metric, score = validation_scorer(student, context)
     rows = training_rows(student, context.data.train, context, lesson.columns)
     result = fit(student.model, student.processor, rows, loss, score, options, context, metric=metric, label=label)
+    if hasattr(student.model, PROJECTION):
+        delattr(student.model, PROJECTION)
     for model in (student, teacher, *([guide] if guide is not None else [])):
         model.model.to("cpu")
     return result

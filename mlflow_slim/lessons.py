@@ -16,14 +16,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 from .artifact import OptimizedModel
 from .errors import ModelError
 from .interfaces import Context
-from .losses import Divergence, answered, distillation_loss, divergence_of
+from .losses import Divergence, answered, distillation_loss, divergence_of, vector_loss
 from .training import pad_before, training_rows
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-__all__ = ["Lesson", "Teaching", "check_same_tokens", "make_lesson"]
+__all__ = ["PROJECTION", "Lesson", "Teaching", "add_projection", "check_same_tokens", "make_lesson", "projected"]
+
+PROJECTION = "slim_projection"
+"""The module of a student that leads from its width to the teacher's while it learns."""
 
 _BATCH = 16
 _NOTHING = -100
@@ -73,24 +76,50 @@ def make_lesson(student: OptimizedModel, teacher: OptimizedModel, context: Conte
     return _RowLesson(student, teacher, context, teaching)
 
 
+def add_projection(model: Any, width: int, seed: int) -> None:
+    """Gives a model a matrix from its own width to another, which is learned with it and thrown away (TinyBERT's W_h).
+
+    None where both are the same.
+    """
+    import torch
+
+    own = int(model.config.hidden_size)
+    if own != width:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            setattr(model, PROJECTION, torch.nn.Linear(own, width, bias=False))
+
+
+def projected(model: Any, states: Any) -> Any:
+    """States ``(..., width)`` in the width that `add_projection` leads to."""
+    project = getattr(getattr(model, "module", model), PROJECTION, None)
+    return states if project is None else project(states)
+
+
 class _RowLesson:
     """One answer a row, or a word; student and teacher may have different tokenizers."""
 
     def __init__(self, student: OptimizedModel, teacher: OptimizedModel, context: Context, how: Teaching) -> None:
         model = teacher.model.to(context.device)
-        answers = context.task.outputs(model, teacher.processor, context.data.train.inputs, teacher.spec)
+        spec = {**teacher.spec, "output": "float32", "dimensions": None}  # of vectors, all that there is to learn
+        answers = context.task.outputs(model, teacher.processor, context.data.train.inputs, spec)
         teacher.model.to("cpu")
+        self._vectors = context.task.labels == "scores"
+        if self._vectors:
+            add_projection(student.model, int(answers.shape[-1]), context.seed)
         self.columns: Mapping[str, Any] = {"teacher_logits": answers}
         self._how, self._multi_label = how, bool(student.spec.get("multi_label"))
 
     def loss(
         self,
-        model: Any,  # noqa: ARG002 - as of every lesson
+        model: Any,
         inputs: Mapping[str, Tensor],  # noqa: ARG002
         logits: Tensor,
         extra: Mapping[str, Tensor],
     ) -> Tensor:
         how = self._how
+        if self._vectors:
+            return vector_loss(projected(model, logits), extra["teacher_logits"])
         return distillation_loss(
             *answered(extra["labels"], logits, extra["teacher_logits"]),
             temperature=how.temperature,

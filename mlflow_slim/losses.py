@@ -16,6 +16,7 @@ __all__ = [
     "divergence_of",
     "hidden_loss",
     "real_tokens",
+    "vector_loss",
 ]
 
 Divergence: TypeAlias = Literal["forward_kl", "reverse_kl", "jsd"]
@@ -111,6 +112,18 @@ def distillation_loss(
         functional.log_softmax(student, dim=-1), functional.log_softmax(teacher, dim=-1), kind=kind, beta=beta
     )
     return apart.reshape(len(apart), -1).sum(dim=1).mean() * temperature**2
+
+
+def vector_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """One less the cosine of two vectors, mean over the batch; 0 when they point the same way.
+
+    Args:
+        student: ``(batch, width)``.
+        teacher: Likewise; carries no gradient.
+    """
+    import torch.nn.functional as functional
+
+    return (1 - functional.cosine_similarity(student, teacher, dim=-1)).mean()
 
 
 def hidden_loss(student_states: Tensor, teacher_states: Tensor, attention_mask: Tensor) -> Tensor:

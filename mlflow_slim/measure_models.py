@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from . import bundle, tracking
 from .artifact import ExportedModel
+from .catalog import load_backend
 from .config import Recipe
 from .errors import InputNotFound, ModelError
 from .foreign import check_allowed, is_foreign
@@ -19,6 +20,7 @@ from .measurement.helper import Helper
 from .measurement.host import host
 from .measurement.report import Report
 from .runtime.bundle import NAME
+from .runtime.pooling import VECTOR_SETTINGS
 
 __all__ = ["Given", "check_comparable", "find_given", "measure"]
 
@@ -56,6 +58,8 @@ def measure(
         recipe = Recipe.load({"name": "measure", "data": data, "task": first.task}, options)
         threads = recipe.threads or host().cores
         inputs = load_inputs(recipe, folder, download, spec=first.spec)
+        original = load_backend(first.backend).load(first.directory, threads=threads)
+        inputs = replace(inputs, data=inputs.task.complete(inputs.data, original.predict))
         with Helper(threads=threads) as helper:
             return measure_apart(points, recipe, inputs, threads, helper)
 
@@ -114,8 +118,8 @@ def find_given(name: str, download: Callable[[str], Path]) -> Given:
 
 
 def _differences(first: ExportedModel, last: ExportedModel) -> list[tuple[str, Any, Any]]:
-    """What decides the meaning of an answer; the longest input may differ."""
-    keys = sorted({*first.spec, *last.spec} - {"max_length"})
+    """What decides the meaning of an answer; the longest input may differ, and how a vector is made and rounded."""
+    keys = sorted({*first.spec, *last.spec} - {"max_length", *VECTOR_SETTINGS})
     return [(key, first.spec.get(key), last.spec.get(key)) for key in keys]
 
 

@@ -191,7 +191,7 @@ class Flow:
         with self.helper:
             with energy_meter(self.recipe) as (self.meter, self.meter_reason):
                 if self.recipe.against is not None or not all(one.is_plain for one in given):
-                    self.adopt(inputs, given)
+                    inputs = self.adopt(inputs, given)
                 else:
                     self.optimize(inputs)
             reports = self.measure(inputs)
@@ -220,7 +220,7 @@ class Flow:
         has_model = not given or plain is not None
         return load_inputs(recipe, self.folder, self.download, spec=spec, with_model=has_model and spec is None)
 
-    def adopt(self, inputs: Inputs, given: Sequence[Given]) -> None:
+    def adopt(self, inputs: Inputs, given: Sequence[Given]) -> Inputs:
         """The models that are only measured as points: as they are, or exported to torch."""
         loaded = inputs.source
         for one in given:
@@ -245,7 +245,15 @@ class Flow:
                     )
             if self.logged.points:
                 check_comparable(self.logged.exported[0], exported)
+            else:
+                inputs = self._completed(inputs, exported)
             self.log(exported, inputs)
+        return inputs
+
+    def _completed(self, inputs: Inputs, original: ExportedModel) -> Inputs:
+        """Inputs with references that only the model knows that all others are measured against."""
+        predictor = load_backend(original.backend).load(original.directory, threads=self.threads)
+        return replace(inputs, data=inputs.task.complete(inputs.data, predictor.predict))
 
     def download(self, uri: str) -> Path:
         """An MLflow artifact in a folder that goes with the recipe's others."""

@@ -23,7 +23,7 @@ def outputs_of(
     model: Any,
     processor: Any,
     rows: Rows,
-    answers: Callable[[np.ndarray, Rows], np.ndarray] = lambda logits, _: logits,
+    answers: Callable[[Any, Mapping[str, Any], Rows], np.ndarray] | None = None,
     *,
     batch_size: int = 64,
 ) -> np.ndarray:
@@ -33,8 +33,8 @@ def outputs_of(
         model: A transformers model, in eval mode.
         processor: Its tokenizer, for padding, or image processor.
         rows: Token ids or pixels row by row; columns that aren't the model's inputs are left out.
-        answers: From the logits of a batch, and its rows, to ``(rows, ...)``; those with fewer words are filled up
-            with zeros.
+        answers: From what the model gives for a batch, the batch, and its rows, to ``(rows, ...)``; None for the
+            logits. Those with fewer words are filled up with zeros.
         batch_size: Rows per forward pass.
     """
     import numpy as np
@@ -49,11 +49,14 @@ def outputs_of(
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             batch = {name: tensor.to(device) for name, tensor in as_batch(processor, [rows[i] for i in chosen]).items()}
-            logits = model(**batch).logits.float().cpu().numpy()
-            parts.append(answers(logits, [rows[i] for i in chosen]))
-    found = concatenate(parts)
-    outputs = np.empty_like(found)
-    outputs[order] = found
+            found = model(**batch)
+            if answers is None:
+                parts.append(found.logits.float().cpu().numpy())
+            else:
+                parts.append(answers(found, batch, [rows[i] for i in chosen]))
+    ordered = concatenate(parts)
+    outputs = np.empty_like(ordered)
+    outputs[order] = ordered
     return outputs
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,8 +27,8 @@ __all__ = ["InputKind", "LabelKind", "Tables", "digest_rows", "read_tables"]
 
 InputKind: TypeAlias = Literal["texts", "images"]
 """What the column of inputs holds; images become base64 of their files."""
-LabelKind: TypeAlias = Literal["classes", "tags", "texts"]
-"""What a label column holds: classes that repeat, a class for each word of the text, or texts of their own."""
+LabelKind: TypeAlias = Literal["classes", "tags", "texts", "scores"]
+"""What a label column holds: classes that repeat, a class for each word of the text, texts of their own, or numbers."""
 
 _CUT = 0.1
 """Share that is cut for validation, and for test, when the user has none."""
@@ -129,7 +130,7 @@ def read_tables(
         DataError: The rows can't be used as asked.
     """
     wanted = {"text": text, **({"text_pair": text_pair} if text_pair else {})}
-    if label is not None or labels != "texts":
+    if label is not None or labels in ("classes", "tags"):
         wanted["label"] = label or ""
     _check_options(wanted, on_bad_rows)
     asked = {"train": train_split, "validation": validation_split, "test": test_split}
@@ -145,7 +146,7 @@ def read_tables(
 
     if labels == "tags" and text_pair:
         raise DataError("text_pair is for pairs of texts, and words are tagged in one. Leave it out.")
-    are_classes = labels != "texts"
+    are_classes = labels in ("classes", "tags")
     splits, faults, dropped, counts = _usable(located, wanted, label_separator, labels, inputs)
     if "train" in splits and are_classes:
         splits = _drop_unseen(splits, wanted["label"], faults, dropped)
@@ -280,6 +281,8 @@ def _usable(
     elif kind == "tags":
         tags = [rows.columns[column] for rows in tables.values()]
         texts, labels = clean_tagged(texts, tags, text=wanted["text"], label=column)
+    elif kind == "scores":
+        labels = [[_number(value, column) for value in rows.columns[column]] for rows in tables.values()]
     elif kind == "texts":
         labels = [[clean_text(value, column) for value in rows.columns[column]] for rows in tables.values()]
     else:
@@ -311,6 +314,14 @@ def _usable(
         others = {n: v for n, v in rows.columns.items() if n not in wanted.values()}
         splits[name] = _Split(own_texts, pairs, own_labels, others, rows.numbers).take(keep)  # type: ignore[arg-type]
     return splits, faults, dropped, counts
+
+
+def _number(value: Any, column: str) -> float | Missing:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return Missing(f"no number in {column!r}")
+    return number if math.isfinite(number) else Missing(f"no number in {column!r}")
 
 
 def _texts(values: Sequence[Any], column: str, *, may_be_chats: bool) -> list[str | Missing]:

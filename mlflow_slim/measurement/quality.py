@@ -201,7 +201,7 @@ METRICS: Mapping[str, QualityMetric] = {
 HIGHER_IS_BETTER: Mapping[str, bool] = {
     **{name: metric.higher_is_better for name, metric in METRICS.items()},
     **dict.fromkeys(("log_likelihood", "token_accuracy", "token_f1", "rouge_l", "chrf"), True),
-    **dict.fromkeys(("top5_accuracy", "span_f1", "span_precision", "span_recall"), True),
+    **dict.fromkeys(("recall_at_10", "spearman", "top5_accuracy", "span_f1", "span_precision", "span_recall"), True),
     **dict.fromkeys(("perplexity", "bits_per_byte", "repetition"), False),
 }
 """The direction of every quality metric by name; ``f1`` stands for all of ``f1/<class>``."""

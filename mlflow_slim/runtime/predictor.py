@@ -17,6 +17,7 @@ from .encoder import OFFSETS
 from .generation import ASSISTANT, Drafting, Guess, TextGenerator, lookup, through_texts
 from .inputs import open_encoder
 from .onnx_engine import MODEL, OnnxEngine
+from .pooling import finish, pool
 from .prompts import PromptFile
 from .torch_engine import TorchEngine, load_model, to_int8, torch_encoder
 from .words import at_words, first_tokens
@@ -33,6 +34,7 @@ class Engine(Protocol):
 
 
 _FIRST_TOKENS = "first_tokens"
+_TEXTS_A_ROW = "texts_a_row"
 
 
 def concatenate(parts: Sequence[np.ndarray]) -> np.ndarray:
@@ -115,6 +117,24 @@ class Tagger(Predictor):
         """``(rows, words, classes)`` of one encoded batch; zeros after a text's last word, and for words cut off."""
         own = {name: array for name, array in batch.items() if name != _FIRST_TOKENS}
         return at_words(super().forward(own), batch[_FIRST_TOKENS])
+
+
+class Embedder(Predictor):
+    """A model whose answer is a vector for each text; an input is a text, or a pair, which has two."""
+
+    def encode(self, inputs: Sequence[Any]) -> dict[str, np.ndarray]:
+        """As of every predictor, the texts of pairs one after the other, and how many texts a row has."""
+        pairs = bool(inputs) and not isinstance(inputs[0], str)
+        batch = super().encode([text for pair in inputs for text in pair] if pairs else inputs)
+        return {**batch, _TEXTS_A_ROW: np.array(2 if pairs else 1)}
+
+    def forward(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
+        """``(rows, dimensions)`` of one encoded batch, or ``(rows, 2, dimensions)`` of pairs."""
+        own = {name: array for name, array in batch.items() if name != _TEXTS_A_ROW}
+        states = super().forward(own)
+        mask = own.get("attention_mask", np.ones(states.shape[:2], dtype=np.int64))
+        vectors = finish(pool(states, mask, str(self.bundle.spec["pooling"])), self.bundle.spec)
+        return vectors if batch[_TEXTS_A_ROW] == 1 else vectors.reshape(-1, 2, vectors.shape[1])
 
 
 def load(directory: str | Path, *, threads: int, device: str = "cpu", verify: bool = True) -> Predictor | TextGenerator:
@@ -217,5 +237,6 @@ def _torch_model(bundle: Bundle, task: ModuleType, device: str) -> tuple[Any, st
 _OPENERS: dict[str, Callable[[Bundle, ModuleType, int, str], Predictor | TextGenerator | None]] = {
     "encoder": _open_encoder,
     "tagger": partial(_open_encoder, make=Tagger),
+    "embedder": partial(_open_encoder, make=Embedder),
     "generator": _open_generator,
 }

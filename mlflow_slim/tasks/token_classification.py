@@ -132,6 +132,14 @@ class TokenClassification:
         placed[first[shown]] = values[: len(first)][shown]
         return placed
 
+    def answer(self, outputs: Any, inputs: Mapping[str, Any], spec: Mapping[str, Any]) -> Any:  # noqa: ARG002
+        """The logits."""
+        return outputs.logits
+
+    def complete(self, data: TaskData, answers: Any) -> TaskData:  # noqa: ARG002 - as of every task
+        """As it is: what is right stands in the data."""
+        return data
+
     def loss(self, outputs: Any, references: Any, spec: Mapping[str, Any]) -> Any:  # noqa: ARG002 - as of every task
         """Mean cross entropy over words; ``(batch, tokens, classes)`` logits, references `_NOTHING` elsewhere."""
         import torch.nn.functional as functional
@@ -143,8 +151,8 @@ class TokenClassification:
         from ..scoring import outputs_of
         from ..training import pad_behind
 
-        def of_words(logits: np.ndarray, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
-            return at_words(logits, pad_behind([row[_FIRST] for row in rows], -1))
+        def of_words(found: Any, _: Any, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
+            return at_words(found.logits.float().cpu().numpy(), pad_behind([row[_FIRST] for row in rows], -1))
 
         return outputs_of(model, processor, self.encode(processor, inputs, spec), of_words)
 

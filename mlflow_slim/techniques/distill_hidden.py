@@ -17,7 +17,8 @@ from ..artifact import OptimizedModel, StepRecord
 from ..depth import LayerMap, checked_layers
 from ..errors import ModelError
 from ..interfaces import Context
-from ..losses import answered, attention_loss, distillation_loss, hidden_loss, real_tokens
+from ..lessons import PROJECTION, add_projection, projected
+from ..losses import answered, attention_loss, distillation_loss, hidden_loss, real_tokens, vector_loss
 from ..scoring import validation_scorer
 from ..student import check_student, make_student
 from ..training import FitOptions, fit, training_rows
@@ -103,11 +104,7 @@ class DistillHidden(BaseModel):
         before = [_use_eager_attention(part) for part in (teacher, model)]
         layers = (model.config.num_hidden_layers, teacher.config.num_hidden_layers)
         matched = self._matched(*layers)
-        width_in, width_out = model.config.hidden_size, teacher.config.hidden_size
-        if width_in != width_out:  # trained with the student, thrown away afterwards (TinyBERT's W_h)
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(context.seed)
-                model.slim_projection = torch.nn.Linear(width_in, width_out, bias=False)
+        add_projection(model, int(teacher.config.hidden_size), context.seed)
         teacher.to(context.device).eval()
         multi_label = bool(source.spec.get("multi_label"))
 
@@ -116,18 +113,23 @@ class DistillHidden(BaseModel):
             with torch.no_grad():
                 theirs = teacher(**inputs, output_hidden_states=True, output_attentions=True)
             mask = real_tokens(inputs, ours.hidden_states[0])
-            owner = getattr(model, "module", model)
-            project = getattr(owner, "slim_projection", lambda states: states)
-            total: Tensor = self.alpha * distillation_loss(
-                *answered(extra["labels"], ours.logits, theirs.logits),
-                temperature=self.temperature,
-                multi_label=multi_label,
-            ) + (1 - self.alpha) * context.task.loss(ours.logits, extra["labels"], source.spec)
+            answers = [context.task.answer(found, inputs, source.spec) for found in (ours, theirs)]
+            if context.task.labels == "scores":
+                total: Tensor = vector_loss(projected(model, answers[0]), answers[1])
+            else:
+                soft = distillation_loss(
+                    *answered(extra["labels"], *answers), temperature=self.temperature, multi_label=multi_label
+                )
+                hard = context.task.loss(answers[0], extra["labels"], source.spec)
+                total = self.alpha * soft + (1 - self.alpha) * hard
             pairs = list(enumerate(matched))
             if self.hidden_weight:  # entry 0 is the embeddings' output, which both should share as well
                 states = [(0, 0), *((s + 1, t + 1) for s, t in pairs)]
                 total = total + self.hidden_weight * _mean(
-                    [hidden_loss(project(ours.hidden_states[s]), theirs.hidden_states[t], mask) for s, t in states]
+                    [
+                        hidden_loss(projected(model, ours.hidden_states[s]), theirs.hidden_states[t], mask)
+                        for s, t in states
+                    ]
                 )
             if self.attention_weight:
                 total = total + self.attention_weight * _mean(
@@ -152,8 +154,8 @@ class DistillHidden(BaseModel):
             teacher.to("cpu")
             for part, implementation in zip((teacher, model), before, strict=True):
                 part.set_attn_implementation(implementation)
-            if hasattr(model, "slim_projection"):
-                del model.slim_projection
+            if hasattr(model, PROJECTION):
+                delattr(model, PROJECTION)
         record = StepRecord(
             self.name, self.model_dump(mode="json"), {**made, "teacher_layer_of": matched, **result.notes()}
         )
