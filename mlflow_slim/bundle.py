@@ -212,7 +212,7 @@ def image_settings(processor: Any) -> dict[str, Any]:
     normal = asked("do_normalize")
     return {
         "size": sides(processor.size) if asked("do_resize") else None,
-        "resample": int(getattr(processor, "resample", None) or 2),
+        "resample": 2 if getattr(processor, "resample", None) is None else int(processor.resample),
         "crop": sides(processor.crop_size) if asked("do_center_crop") else None,
         "factor": float(processor.rescale_factor) if asked("do_rescale") else 1.0,
         "mean": [float(x) for x in processor.image_mean] if normal else [0.0] * 3,

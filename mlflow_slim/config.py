@@ -210,10 +210,10 @@ class Recipe(_Section):
         None, description="Measure model against this one, as both are, instead of doing steps; named as model is."
     )
     task: str = Field("text-classification", description="What the model does.")
-    text: str = Field("text", min_length=1, description="Column with the text.")
+    text: str = Field("text", min_length=1, description="Column with the text, the words, or the image.")
     text_pair: str | None = Field(None, description="Column with the second text of a pair.")
     label: str | None = Field(
-        "label", min_length=1, description="Column with the label, list of labels, or right text; null: texts alone."
+        "label", min_length=1, description="Column with the label, labels, score, or right text; null: texts alone."
     )
     label_separator: str | None = Field(
         None, description="What separates several labels in one text cell (multi-label)."

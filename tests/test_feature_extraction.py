@@ -244,12 +244,22 @@ def test_a_difference_is_paired_and_never_sure_of_few_equal_rows(ready: tuple[Op
     ("name", "options"),
     [
         ("distill.logits", {"layers": 1, "epochs": 6, "learning_rate": 2e-3, "batch_size": 16}),
-        ("distill.hidden", {"layers": 1, "epochs": 6, "learning_rate": 2e-3, "batch_size": 16}),
-        ("prune.heads", {"sparsity": 0.5, "importance": "activation", "epochs": 4, "learning_rate": 2e-3}),
+        pytest.param(
+            "distill.hidden",
+            {"layers": 1, "epochs": 6, "learning_rate": 2e-3, "batch_size": 16},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "prune.heads",
+            {"sparsity": 0.5, "importance": "activation", "epochs": 4, "learning_rate": 2e-3},
+            marks=pytest.mark.slow,
+        ),
         ("prune.width", {"sparsity": 0.5, "importance": "activation", "epochs": 4, "learning_rate": 2e-3}),
-        ("prune.depth", {"layers": 1, "epochs": 6, "learning_rate": 2e-3, "batch_size": 16}),
-        ("prune.magnitude", {"sparsity": 0.2, "epochs": 1}),
-        ("prune.wanda", {"sparsity": 0.2}),
+        pytest.param(
+            "prune.depth", {"layers": 1, "epochs": 6, "learning_rate": 2e-3, "batch_size": 16}, marks=pytest.mark.slow
+        ),
+        pytest.param("prune.magnitude", {"sparsity": 0.2, "epochs": 1}, marks=pytest.mark.slow),
+        pytest.param("prune.wanda", {"sparsity": 0.2}, marks=pytest.mark.slow),
         ("prune.vocabulary", {}),
         ("quantize.embedding", {"dtype": "int8"}),
         ("quantize.embedding", {"dtype": "binary"}),
@@ -314,14 +324,14 @@ def test_an_exported_model_answers_as_its_source(
     model, context = ready
     texts = [*context.data.test.inputs, "good " * 60]
     pairs = list(zip(texts[:9], texts[9:18], strict=True))
-    exported = load_backend(backend).export(model, tmp_path / "model", texts[:8])
+    exported = load_backend(backend).export(model, tmp_path / "model", pairs[:4] if backend == "torch" else texts[:8])
     predictor = load_backend(backend).load(exported.directory, threads=1)
     for inputs in (texts, pairs):
         wanted = TASK.outputs(model.model, model.processor, inputs, model.spec)
         np.testing.assert_allclose(predictor.predict(inputs, batch_size=5), wanted, atol=2e-4)
 
 
-@pytest.mark.parametrize("name", ["quantize.dynamic", "quantize.static"])
+@pytest.mark.parametrize("name", ["quantize.dynamic", pytest.param("quantize.static", marks=pytest.mark.slow)])
 def test_integer_weights_and_integer_vectors_together(
     ready: tuple[OptimizedModel, Context], name: str, tmp_path: Path
 ) -> None:
@@ -383,6 +393,7 @@ def test_the_recipe_measures_neighbours_and_logs_vectors(outcome: Any, store: An
         assert found.shape == (2, 32) and str(found.dtype) == kind
 
 
+@pytest.mark.slow
 def test_logged_models_are_measured_on_scored_pairs(outcome: Any, tmp_path: Path) -> None:
     columns = {"text": "a", "text_pair": "b", "label": "score", "task": "feature-extraction"}
     again = slim.run(
@@ -397,6 +408,7 @@ def test_logged_models_are_measured_on_scored_pairs(outcome: Any, tmp_path: Path
     assert again.reports[0].tags["slim.quality.metric"] == "spearman"
 
 
+@pytest.mark.slow
 def test_logged_models_are_measured_on_neighbours_again(outcome: Any, texts_file: Path) -> None:
     again = slim.run(
         "evaluate",

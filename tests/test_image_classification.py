@@ -188,6 +188,7 @@ def test_addresses_and_lists_that_are_no_pixels_end_the_reading(tmp_path: Path, 
             "image_std": [0.9, 0.8, 0.7],
         },
         {"do_resize": False, "do_normalize": False},
+        {"size": {"height": 20, "width": 20}, "resample": 0},
         {"do_rescale": False, "size": {"height": 9, "width": 9}},
     ],
 )
@@ -246,13 +247,19 @@ def test_a_fine_tuned_model_is_far_above_chance(trained: tuple[OptimizedModel, C
     ("name", "options"),
     [
         ("distill.logits", {"layers": 1, "epochs": 4, "learning_rate": 5e-3, "batch_size": 16}),
-        ("distill.hidden", {"layers": 1, "epochs": 4, "learning_rate": 5e-3, "batch_size": 16}),
-        ("finetune.lora", {"rank": 2, "epochs": 1, "batch_size": 16}),
-        ("prune.heads", {"sparsity": 0.5, "epochs": 1, "batch_size": 16}),
+        pytest.param(
+            "distill.hidden",
+            {"layers": 1, "epochs": 4, "learning_rate": 5e-3, "batch_size": 16},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("finetune.lora", {"rank": 2, "epochs": 1, "batch_size": 16}, marks=pytest.mark.slow),
+        pytest.param("prune.heads", {"sparsity": 0.5, "epochs": 1, "batch_size": 16}, marks=pytest.mark.slow),
         ("prune.width", {"sparsity": 0.5, "epochs": 1, "batch_size": 16}),
-        ("prune.depth", {"layers": 1, "epochs": 4, "learning_rate": 5e-3, "batch_size": 16}),
-        ("prune.magnitude", {"sparsity": 0.3}),
-        ("prune.wanda", {"sparsity": 0.3}),
+        pytest.param(
+            "prune.depth", {"layers": 1, "epochs": 4, "learning_rate": 5e-3, "batch_size": 16}, marks=pytest.mark.slow
+        ),
+        pytest.param("prune.magnitude", {"sparsity": 0.3}, marks=pytest.mark.slow),
+        pytest.param("prune.wanda", {"sparsity": 0.3}, marks=pytest.mark.slow),
     ],
 )
 def test_every_step_for_encoders_keeps_what_was_learned(
@@ -290,7 +297,10 @@ def test_an_exported_model_answers_as_its_source(
     np.testing.assert_allclose(found, TASK.outputs(model.model, model.processor, images, model.spec), atol=2e-4)
 
 
-@pytest.mark.parametrize("name", ["quantize.dynamic", "quantize.static", "quantize.qat"])
+@pytest.mark.parametrize(
+    "name",
+    ["quantize.dynamic", *(pytest.param(f"quantize.{kind}", marks=pytest.mark.slow) for kind in ("static", "qat"))],
+)
 def test_integer_models_keep_what_was_learned(
     trained: tuple[OptimizedModel, Context], name: str, tmp_path: Path
 ) -> None:

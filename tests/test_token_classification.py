@@ -235,6 +235,18 @@ def test_words_that_were_cut_off_are_wrong_and_in_no_span(tagger: tuple[Optimize
         TASK.quality(np.full((2, 3, 2), np.nan), references, spec)
 
 
+@pytest.mark.parametrize("spans", [True, False])
+def test_some_of_the_rows_are_scored_though_the_longest_is_not_among_them(spans: bool) -> None:
+    spec = {"labels": ["O", "B-X"], "spans": spans}
+    references = np.array([[0, 1, -100, -100], [1, 0, -100, -100]])  # of a split whose longest row has four words
+    for width in (2, 3, 6):
+        outputs = np.pad(logits_of(references[:, :2], 2), [(0, 0), (0, width - 2), (0, 0)])
+        scores = TASK.quality(outputs, references, spec)
+        assert scores["token_accuracy"] == 1 and scores.get("span_f1", 1) == 1
+        assert TASK.judge(TASK.headline(references, spec)[0], outputs, references, spec) == 1
+        assert TASK.correct(outputs, references, spec).all()
+
+
 @pytest.mark.parametrize("metric", ["span_f1", "token_accuracy"])
 def test_a_difference_is_paired_and_never_sure_of_few_equal_rows(metric: str) -> None:
     spec = {"labels": ["O", "B-X", "I-X"], "spans": True}
@@ -303,12 +315,14 @@ def test_outputs_are_those_of_the_words_first_tokens(tagger: tuple[OptimizedMode
     [
         ("distill.logits", {"layers": 1, "epochs": 6, "learning_rate": 5e-3, "batch_size": 16}),
         ("distill.hidden", {"layers": 1, "epochs": 6, "learning_rate": 5e-3, "batch_size": 16}),
-        ("finetune.lora", {"rank": 2, "epochs": 1, "batch_size": 16}),
-        ("prune.heads", {"sparsity": 0.5, "epochs": 1, "batch_size": 16}),
+        pytest.param("finetune.lora", {"rank": 2, "epochs": 1, "batch_size": 16}, marks=pytest.mark.slow),
+        pytest.param("prune.heads", {"sparsity": 0.5, "epochs": 1, "batch_size": 16}, marks=pytest.mark.slow),
         ("prune.width", {"sparsity": 0.5, "epochs": 2, "batch_size": 16}),
-        ("prune.depth", {"layers": 1, "epochs": 4, "learning_rate": 5e-3, "batch_size": 16}),
-        ("prune.magnitude", {"sparsity": 0.3}),
-        ("prune.wanda", {"sparsity": 0.3}),
+        pytest.param(
+            "prune.depth", {"layers": 1, "epochs": 4, "learning_rate": 5e-3, "batch_size": 16}, marks=pytest.mark.slow
+        ),
+        pytest.param("prune.magnitude", {"sparsity": 0.3}, marks=pytest.mark.slow),
+        pytest.param("prune.wanda", {"sparsity": 0.3}, marks=pytest.mark.slow),
         ("prune.vocabulary", {}),
     ],
 )
@@ -371,7 +385,10 @@ def test_an_exported_tagger_answers_as_its_source(
     assert not found[len(texts) - 2, 30].any(), "words beyond max_length have no answer"
 
 
-@pytest.mark.parametrize("name", ["quantize.dynamic", "quantize.static", "quantize.qat"])
+@pytest.mark.parametrize(
+    "name",
+    ["quantize.dynamic", *(pytest.param(f"quantize.{kind}", marks=pytest.mark.slow) for kind in ("static", "qat"))],
+)
 def test_integer_taggers_keep_what_was_learned(
     tagger: tuple[OptimizedModel, Context], name: str, tmp_path: Path
 ) -> None:
@@ -427,7 +444,12 @@ def outcome(store: Any, rows_file: Path, tiny_dir: Path, tmp_path_factory: Any) 
     return slim.run("distill-tokens", model=str(tiny_dir), data=str(rows_file), **columns, **BUDGET, **more, **rates)
 
 
-def test_the_recipe_measures_spans_in_pairs(outcome: Any) -> None:
+def test_the_recipe_measures_spans_in_pairs_and_logs_models_that_answer_texts(
+    outcome: Any,
+    store: Any,  # noqa: F811
+) -> None:
+    import mlflow
+
     assert [point.exported.variant for point in outcome.points] == [
         "baseline",
         "distill.logits@onnxruntime",
@@ -437,11 +459,6 @@ def test_the_recipe_measures_spans_in_pairs(outcome: Any) -> None:
     assert last.metrics["quality/span_f1"] > 0.5
     assert last.metrics["quality/span_f1_delta_lo"] <= last.metrics["quality/span_f1_delta"]
     assert last.tags["slim.quality.verdict"] in ("non-inferior", "worse", "not enough data")
-
-
-def test_a_logged_tagger_answers_texts_with_entities(outcome: Any, store: Any) -> None:  # noqa: F811
-    import mlflow
-
     for point in (outcome.points[0], outcome.points[-1]):
         run = store.get_run(point.run_id)
         assert run.data.tags["slim.reload"] == "same"
@@ -454,6 +471,7 @@ def test_a_logged_tagger_answers_texts_with_entities(outcome: Any, store: Any) -
         assert model.metadata.signature.outputs.input_names() == ["entities"]
 
 
+@pytest.mark.slow
 def test_the_baseline_is_a_pipeline_of_transformers_too(outcome: Any) -> None:
     import mlflow
 
@@ -466,6 +484,7 @@ def test_the_baseline_is_a_pipeline_of_transformers_too(outcome: Any) -> None:
     assert [e["score"] for e in ours] == pytest.approx([float(e["score"]) for e in theirs], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_logged_tagger_is_measured_again_and_other_tags_are_refused(
     outcome: Any,
     rows_file: Path,

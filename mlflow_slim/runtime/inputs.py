@@ -28,4 +28,15 @@ def open_encoder(
     """
     if "image" in inputs:
         return ImageFile(inputs["image"])
-    return TokenizerFile(directory / TOKENIZER, inputs, max_length=int(spec["max_length"]), offsets=offsets)
+    encode = TokenizerFile(directory / TOKENIZER, inputs, max_length=int(spec["max_length"]), offsets=offsets)
+    return each_alone(encode) if "pooling" in spec else encode
+
+
+def each_alone(encode: Encoder) -> Encoder:
+    """Encodes the two texts of a pair one after the other, as of a model that gives a vector for each."""
+
+    def encode_all(inputs: Sequence[Any]) -> dict[str, np.ndarray]:
+        pairs = bool(inputs) and not isinstance(inputs[0], str)
+        return encode([text for pair in inputs for text in pair] if pairs else inputs)
+
+    return encode_all

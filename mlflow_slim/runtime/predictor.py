@@ -123,10 +123,9 @@ class Embedder(Predictor):
     """A model whose answer is a vector for each text; an input is a text, or a pair, which has two."""
 
     def encode(self, inputs: Sequence[Any]) -> dict[str, np.ndarray]:
-        """As of every predictor, the texts of pairs one after the other, and how many texts a row has."""
+        """As of every predictor, and how many texts a row has."""
         pairs = bool(inputs) and not isinstance(inputs[0], str)
-        batch = super().encode([text for pair in inputs for text in pair] if pairs else inputs)
-        return {**batch, _TEXTS_A_ROW: np.array(2 if pairs else 1)}
+        return {**super().encode(inputs), _TEXTS_A_ROW: np.array(2 if pairs else 1)}
 
     def forward(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
         """``(rows, dimensions)`` of one encoded batch, or ``(rows, 2, dimensions)`` of pairs."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .encoder import OFFSETS, cut_long_pairs
-from .inputs import open_encoder
+from .inputs import each_alone, open_encoder
 from .narrowed import narrow, shapes_in
 
 logger = logging.getLogger(__name__)
@@ -166,7 +166,8 @@ def torch_encoder(
     """What encodes for a torch model: the model's own tokenizer; of images, what other runtimes use."""
     if "image" in inputs:
         return open_encoder(directory, inputs, spec)
-    return transformers_encoder(directory, inputs["names"], max_length=int(spec["max_length"]), offsets=offsets)
+    encode = transformers_encoder(directory, inputs["names"], max_length=int(spec["max_length"]), offsets=offsets)
+    return each_alone(encode) if "pooling" in spec else encode
 
 
 def transformers_encoder(

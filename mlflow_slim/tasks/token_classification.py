@@ -175,13 +175,13 @@ class TokenClassification:
             raise MeasurementError(
                 "The model gave outputs that are not finite. Look at its training loss and its number format."
             )
-        predicted, there = self.decide(outputs, spec), references >= 0
-        right = predicted[:, : there.shape[1]][there] == references[there]
+        predicted, there = self.decide(_as_wide(outputs, references), spec), references >= 0
+        right = predicted[there] == references[there]
         scores = {"token_accuracy": float(right.mean())}
         labels = spec["labels"]
         if spec["spans"]:
             return scores | dict(span_quality(*span_counts(predicted, references, labels)))
-        words = {"predictions": predicted[:, : there.shape[1]][there], "references": references[there]}
+        words = {"predictions": predicted[there], "references": references[there]}
         each = make_metric("f1").compute(**words, classes=len(labels))["f1"]
         scores |= make_metric("f1_macro").compute(**words, classes=len(labels))
         scores |= {f"f1/{key}": value for key, value in zip(class_keys(labels), each, strict=True)}
@@ -242,14 +242,14 @@ class TokenClassification:
         from ..measurement.fidelity import mean_kl
 
         there = split.references >= 0
-        width = there.shape[1]
-        before, after = (self.decide(outputs, spec)[:, :width] for outputs in (baseline, candidate))
+        baseline, candidate = (_as_wide(outputs, split.references) for outputs in (baseline, candidate))
+        before, after = (self.decide(outputs, spec) for outputs in (baseline, candidate))
         was, now = (answers == split.references for answers in (before, after))
         metrics = {
             "agreement": float((before == after)[there].mean()),
             "negative_flips": float((was & ~now)[there].mean()),
             "positive_flips": float((~was & now)[there].mean()),
-            "mean_kl": mean_kl(baseline[:, :width][there], candidate[:, :width][there], multi_label=False),
+            "mean_kl": mean_kl(baseline[there], candidate[there], multi_label=False),
         }
         lost = ((was & ~now) & there).sum(axis=1) - ((~was & now) & there).sum(axis=1)
         names = np.array([*spec["labels"], "(not shown)"], dtype=object)  # -1 is the last one
@@ -314,7 +314,7 @@ class TokenClassification:
 
     def correct(self, outputs: np.ndarray, references: np.ndarray, spec: Mapping[str, Any]) -> np.ndarray:
         """``(rows,)`` bool: every word's label is right."""
-        predicted = self.decide(outputs, spec)[:, : references.shape[1]]
+        predicted = self.decide(_as_wide(outputs, references), spec)
         right: np.ndarray = ((predicted == references) | (references < 0)).all(axis=1)
         return right
 
@@ -330,9 +330,9 @@ class TokenClassification:
         """What to add up over rows, and what to divide the sum by."""
         from ..measurement.spans import span_counts
 
-        predicted, there = self.decide(outputs, spec), references >= 0
+        predicted, there = self.decide(_as_wide(outputs, references), spec), references >= 0
         if metric == "token_accuracy":
-            right = (predicted[:, : there.shape[1]] == references) & there
+            right = (predicted == references) & there
             return right.sum(axis=1).astype(float), there.sum(axis=1).astype(float)
         counts = span_counts(predicted, references, spec["labels"])[0].sum(axis=1)
         return 2 * counts[:, 0], counts[:, 1] + counts[:, 2]
@@ -346,6 +346,15 @@ def _split(name: str, frame: pd.DataFrame, ids: Mapping[Any, int]) -> Split:
 
     tags = [np.array([ids[tag] for tag in row], dtype=np.int64) for row in frame["label"]]
     return Split(name, frame["text"].tolist(), pad_behind(tags, _NOTHING), frame, digest_rows(frame))
+
+
+def _as_wide(outputs: np.ndarray, references: np.ndarray) -> np.ndarray:
+    """Outputs with as many words as references have: those of some of the rows may have fewer than the longest of all."""
+    import numpy as np
+
+    width = references.shape[1]
+    missing = max(0, width - outputs.shape[1])
+    return np.pad(outputs, [(0, 0), (0, missing), (0, 0)])[:, :width]
 
 
 def _short(text: str) -> str:
