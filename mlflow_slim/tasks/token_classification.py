@@ -349,7 +349,7 @@ def _split(name: str, frame: pd.DataFrame, ids: Mapping[Any, int]) -> Split:
 
 
 def _as_wide(outputs: np.ndarray, references: np.ndarray) -> np.ndarray:
-    """Outputs with as many words as references have: those of some of the rows may have fewer than the longest of all."""
+    """Outputs with as many words as references have: some of the rows may all be shorter than the longest."""
     import numpy as np
 
     width = references.shape[1]
