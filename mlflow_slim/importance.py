@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from .errors import ModelError
 from .losses import real_tokens
 from .structure import find_parts, keep_heads
 from .training import collate, training_rows
@@ -76,9 +77,17 @@ def unit_scores(
         context: Rows and task.
         importance: ``taylor`` or ``activation``.
         rows: Training rows to look at, at most; taken evenly.
+
+    Raises:
+        ModelError: ``taylor`` is asked for and there are no labels.
     """
     import numpy as np
 
+    if importance == "taylor" and context.task.labels == "scores":
+        raise ModelError(
+            f"importance=taylor goes by the loss of labels, and {context.task.name} has none. Write "
+            "importance=activation."
+        )
     model = source.model.to(context.device).eval()
     totals = {name: np.zeros(model.get_submodule(name).in_features // size) for name, size in sizes.items()}
     seen = 0

@@ -8,18 +8,20 @@ the ``config.json`` that names the labels. Nothing of it is code, and nothing is
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__, bundle
 from .catalog import load_backend
 from .errors import InputNotFound, ModelError, UnsafeModelError
+from .measurement.spans import marks_spans
 from .runtime import onnx_engine, openvino_engine, tasks
 from .runtime.bundle import FORMAT, NAME
 from .runtime.external_data import check_external_data, external_locations
 from .runtime.torch_engine import quiet_transformers
 from .safety import check_model_directory
+from .tasks.feature_extraction import sentence_settings
 
 if TYPE_CHECKING:
     from .artifact import ExportedModel
@@ -68,23 +70,18 @@ def adopt_graph(
         ModelError: There is no tokenizer or config, or the graph can't be used for the task.
         UnsafeModelError: A file would run code or lies outside its folder.
     """
-    if task != "text-classification":
-        raise ModelError(f"{name} is a graph that was made elsewhere; of those text-classification can be measured.")
+    if task not in _SPECS:
+        raise ModelError(f"{name} is a graph that was made elsewhere; of those {', '.join(_SPECS)} can be measured.")
     home = next((folder for folder in (graph.parent, graph.parent.parent) if (folder / "config.json").is_file()), None)
     if home is None:
         raise ModelError(f"{name} has no config.json beside it or in the folder above, so its labels aren't known.")
     config = check_model_directory(home, require_weights=False)
-    labels = _labels(config, name)
+    own = _SPECS[task](config, home, name)
     tokenizer = _tokenizer(home, name)
     limit = min(tokenizer.model_max_length, int(config.get("max_position_embeddings") or 10**9))
-    length = max_length or (limit if limit < 10**9 else 512)
+    length = max_length or own.pop("usual_length", None) or (limit if limit < 10**9 else 512)
     backend = _KINDS[graph.suffix]
-    spec = {
-        "labels": labels,
-        "multi_label": config.get("problem_type") == "multi_label_classification",
-        "pair": pair,
-        "max_length": length,
-    }
+    spec = {**own, "pair": pair and task == "text-classification", "max_length": length}
     with bundle.staged(directory) as work:
         _copy(graph, work, backend)
         tokenizer.backend_tokenizer.save(str(work / "tokenizer.json"))
@@ -102,11 +99,40 @@ def adopt_graph(
         }
         bundle.save(work, content)
     try:
-        _try(directory, backend, spec, name)
+        _try(directory, backend, task, spec, name)
     except BaseException:
         shutil.rmtree(directory, ignore_errors=True)
         raise
     return bundle.read(directory, verify=False)
+
+
+def _of_classes(config: Mapping[str, Any], home: Path, name: str) -> dict[str, Any]:  # noqa: ARG001 - one shape
+    multi_label = config.get("problem_type") == "multi_label_classification"
+    return {"labels": _labels(config, name), "multi_label": multi_label}
+
+
+def _of_words(config: Mapping[str, Any], home: Path, name: str) -> dict[str, Any]:  # noqa: ARG001
+    labels = _labels(config, name)
+    return {"labels": labels, "spans": marks_spans(labels)}
+
+
+def _of_vectors(config: Mapping[str, Any], home: Path, name: str) -> dict[str, Any]:  # noqa: ARG001
+    found = sentence_settings(home)
+    length = found["max_length"]
+    return {
+        "pooling": "mean",
+        "normalize": False,
+        **found["spec"],
+        **({"usual_length": length} if length is not None else {}),
+    }
+
+
+_SPECS: Mapping[str, Callable[[Mapping[str, Any], Path, str], dict[str, Any]]] = {
+    "text-classification": _of_classes,
+    "token-classification": _of_words,
+    "feature-extraction": _of_vectors,
+}
+"""What a task must know of a graph, from the ``config.json`` and the folder beside it."""
 
 
 def _labels(config: Mapping[str, Any], name: str) -> list[str]:
@@ -187,16 +213,18 @@ def _input_names(work: Path, backend: str, name: str) -> list[str]:
     return [one for one in bundle.KNOWN_INPUTS if one in names]
 
 
-def _try(directory: Path, backend: str, spec: Mapping[str, Any], name: str) -> None:
-    """Raises ModelError unless the graph gives one logit for each label, to texts of several lengths in one batch."""
+def _try(directory: Path, backend: str, task: str, spec: Mapping[str, Any], name: str) -> None:
+    """Raises ModelError unless the graph answers as its task does, to texts of several lengths in one batch."""
     texts: Sequence[Any] = ["a", "a longer text than the other one", bundle.lengthened("a", int(spec["max_length"]))]
     rows = [(text, text) for text in texts] if spec["pair"] else texts
-    task = tasks.find("text-classification")
+    checked = tasks.find(task).check_rows(rows, spec)
     try:
-        outputs = load_backend(backend).load(directory, threads=1).predict(task.check_rows(rows, spec))
+        outputs = load_backend(backend).load(directory, threads=1).predict(checked)
     except Exception as error:  # both runtimes raise kinds of their own
         raise ModelError(f"The graph {name} can't be run: {str(error).strip().splitlines()[0]}") from error
-    if outputs.ndim != 2 or outputs.shape[1] != len(spec["labels"]):
+    if "labels" not in spec:
+        return
+    if outputs.ndim != (3 if "spans" in spec else 2) or outputs.shape[-1] != len(spec["labels"]):
         raise ModelError(
             f"The first output of the graph {name} has the shape {outputs.shape} for {len(rows)} texts; config.json "
             f"names {len(spec['labels'])} labels. Give a graph of a classifier whose first output is the logits."

@@ -309,8 +309,10 @@ def read_like(context: Context) -> Any:
     return SimpleNamespace(**frames, report={"columns": {"text": "text"}}, name="t", source="t")
 
 
-def test_there_is_nothing_to_fine_tune(ready: tuple[OptimizedModel, Context]) -> None:
+def test_there_is_nothing_to_fine_tune_or_to_take_gradients_of(ready: tuple[OptimizedModel, Context]) -> None:
     model, context = ready
+    with pytest.raises(ModelError, match="Write importance=activation"):
+        load_technique("prune.heads")(sparsity=0.5).apply(model, context)
     with pytest.raises(ModelError, match="no labels to learn from"):
         load_technique("finetune.full")(epochs=1).apply(model, context)
 

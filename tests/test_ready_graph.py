@@ -202,3 +202,67 @@ def test_it_cannot_be_optimised_and_other_tasks_are_refused(
             slim.run("quantize", **options(name, reviews))
     with pytest.raises(ModelError, match="text-classification can be measured"):
         adopt(folder / "model.onnx", tmp_path / "out", task="text-generation")
+
+
+def export_elsewhere(model: Any, target: Path, output: str) -> None:
+    """As another tool would: torch.onnx alone, names as transformers has them."""
+    import torch
+
+    model.config.return_dict = False
+    ids = torch.ones(2, 5, dtype=torch.long)
+    mask = ids.clone()
+    mask[1, 3:] = 0  # without padding in the example, transformers leaves the mask out
+    names = ["input_ids", "attention_mask", "token_type_ids"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter's own insides
+        torch.onnx.export(
+            model,
+            (),
+            str(target),
+            kwargs={"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)},
+            input_names=names,
+            output_names=[output],
+            dynamic_shapes={key: {0: "batch", 1: "length"} for key in names},
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+
+
+def test_a_graph_of_words_answers_as_the_model_it_came_from(tmp_path: Path) -> None:
+    import transformers
+    from conftest import save_tiny_classifier
+
+    folder = save_tiny_classifier(tmp_path / "model", ("O", "B-X", "I-X"), head="TokenClassification")
+    model = transformers.AutoModelForTokenClassification.from_pretrained(folder).eval()
+    (folder / "onnx").mkdir()
+    export_elsewhere(model, folder / "onnx" / "model.onnx", "logits")
+    exported = adopt(folder / "onnx" / "model.onnx", tmp_path / "own", task="token-classification")
+    assert exported.spec["labels"] == ["O", "B-X", "I-X"] and exported.spec["spans"]
+    texts = ["a good film", "x"]
+    from mlflow_slim.tasks.token_classification import TASK
+
+    model.config.return_dict = True
+    processor = transformers.AutoTokenizer.from_pretrained(folder)
+    wanted = TASK.outputs(model, processor, texts, exported.spec)
+    found = load_backend("onnxruntime").load(exported.directory, threads=1).predict(texts)
+    assert abs(found - wanted).max() < 1e-4
+
+
+def test_a_folder_of_sentence_transformers_with_a_graph_gives_its_vectors(tmp_path: Path) -> None:
+    import transformers
+    from test_feature_extraction import save_encoder
+
+    from mlflow_slim.tasks.feature_extraction import TASK
+
+    folder = save_encoder(tmp_path / "model", pooling="cls")
+    model = transformers.AutoModel.from_pretrained(folder).eval()
+    (folder / "onnx").mkdir()
+    export_elsewhere(model, folder / "onnx" / "model.onnx", "last_hidden_state")
+    exported = adopt(folder / "onnx" / "model.onnx", tmp_path / "own", task="feature-extraction")
+    assert (exported.spec["pooling"], exported.spec["normalize"], exported.spec["max_length"]) == ("cls", True, 20)
+    model.config.return_dict = True
+    processor = transformers.AutoTokenizer.from_pretrained(folder)
+    wanted = TASK.outputs(model, processor, TEXTS, exported.spec)
+    found = load_backend("onnxruntime").load(exported.directory, threads=1).predict(TEXTS)
+    assert abs(found - wanted).max() < 1e-4

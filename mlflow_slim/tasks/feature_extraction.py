@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ..data.tables import InputKind, LabelKind
     from ..measurement.stats import Interval
 
-__all__ = ["TASK", "FeatureExtraction"]
+__all__ = ["TASK", "FeatureExtraction", "sentence_settings"]
 
 _SLICE_ROWS = 50
 """Smaller parts of the rows show chance."""
@@ -104,7 +104,7 @@ class FeatureExtraction:
         Raises:
             ModelError: It can't be loaded, or sentence-transformers would do more to its vectors than pool them.
         """
-        own = _sentence_settings(directory)
+        own = sentence_settings(directory)
         asked = {key: data.spec[key] for key in ("pooling", "normalize") if data.spec[key] is not None}
         spec = {"pooling": "mean", "normalize": False, **own["spec"], **asked, "pair": False}
         length = own["max_length"]
@@ -329,7 +329,7 @@ def _texts_alone(frame: pd.DataFrame) -> Split:
     return Split("train", texts, np.zeros(len(texts), dtype=np.float32), alone, digest_rows(alone.assign(label="")))
 
 
-def _sentence_settings(directory: Path) -> dict[str, Any]:
+def sentence_settings(directory: Path) -> dict[str, Any]:
     """What the files of sentence-transformers say in a folder: how to pool, and the longest input.
 
     Raises:
