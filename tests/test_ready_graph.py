@@ -200,7 +200,7 @@ def test_it_cannot_be_optimised_and_other_tasks_are_refused(
     for name in (folder, folder / "model.onnx"):
         with pytest.raises(ModelError, match=r"exported already.*-e evaluate"):
             slim.run("quantize", **options(name, reviews))
-    with pytest.raises(ModelError, match="text-classification can be measured"):
+    with pytest.raises(ModelError, match="feature-extraction can be measured"):
         adopt(folder / "model.onnx", tmp_path / "out", task="text-generation")
 
 

@@ -451,8 +451,8 @@ def test_a_real_server_gives_what_the_model_writes_here(tmp_path: Path) -> None:
 
 
 def test_rows_are_stacked_with_what_belongs_to_each_token() -> None:
-    from mlflow_slim.training import _stack
+    from mlflow_slim.training import pad_behind
 
-    found = _stack([np.ones((2, 3)), np.ones((1, 3))])
+    found = pad_behind([np.ones((2, 3)), np.ones((1, 3))], -100)
     assert found.shape == (2, 2, 3)
     assert (found[1, 1] == -100).all()

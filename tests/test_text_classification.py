@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from mlflow_slim.class_names import model_labels
 from mlflow_slim.errors import DataError, ModelError
-from mlflow_slim.tasks.text_classification import TASK, model_labels
+from mlflow_slim.tasks.text_classification import TASK
 
 
 def tables(labels: list[Any], pairs: bool = False) -> Any:
@@ -86,8 +87,8 @@ def test_measuring_an_exported_model_refuses_labels_that_it_lacks() -> None:
 
 
 def test_only_classifiers_have_labels() -> None:
-    assert model_labels({"architectures": ["BertModel"], "id2label": {"0": "a"}}) is None
-    assert model_labels(config("a", "b")) == ["a", "b"]
+    assert model_labels({"architectures": ["BertModel"], "id2label": {"0": "a"}}, "ForSequenceClassification") is None
+    assert model_labels(config("a", "b"), "ForSequenceClassification") == ["a", "b"]
 
 
 def test_a_matching_head_is_trained_and_another_is_fresh(make_tiny_classifier: Callable[..., Path]) -> None:

@@ -10,19 +10,16 @@ import base64
 import binascii
 import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """What is opened; others may call for programs outside of Pillow."""
 
 
-def decode(text: str) -> Image:
-    """The image in base64, a data URI too, as RGB.
+def decode(text: str) -> Any:
+    """The ``PIL.Image.Image`` in base64, a data URI too, as RGB.
 
     Raises:
         ValueError: It is no base64, or no image of `FORMATS`, or larger than Pillow opens.
@@ -57,7 +54,7 @@ class ImageFile:
         """``{"pixel_values": (rows, channels, height, width) float32}``."""
         return {"pixel_values": np.stack([self._pixels(decode(text)) for text in inputs])}
 
-    def _pixels(self, image: Image) -> np.ndarray:
+    def _pixels(self, image: Any) -> np.ndarray:
         from PIL.Image import Resampling
 
         settings = self._settings
