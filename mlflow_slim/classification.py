@@ -7,7 +7,6 @@ is, and which model answers, is a task's own affair.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .class_names import label_order, match_labels, model_labels
@@ -163,7 +162,7 @@ class Classifier:
         found = paired_bootstrap(LABEL_METRICS[metric], before, after, references, seed=seed, confidence=0.90)
         # Resampling rows on which both models agree shows no spread at all, however few they are.
         least = _least_half_width(before, after, references, pooled=metric == "f1_micro")
-        return replace(found, lo=min(found.lo, found.value - least), hi=max(found.hi, found.value + least))
+        return found.no_narrower(least)
 
     def changes(self, baseline: np.ndarray, candidate: np.ndarray, split: Split, spec: Mapping[str, Any]) -> Changes:
         """Agreement, flips, divergence, worst slice and the rows that broke; see `mlflow_slim.measurement.fidelity`."""
@@ -236,7 +235,7 @@ def _least_half_width(before: np.ndarray, after: np.ndarray, references: np.ndar
     """
     import numpy as np
 
-    from .measurement.stats import paired_difference
+    from .measurement.stats import least_half_width
 
     if references.ndim == 2:
         hits = [(references[:, c] == 1, before[:, c] == 1, after[:, c] == 1) for c in range(references.shape[1])]
@@ -245,8 +244,8 @@ def _least_half_width(before: np.ndarray, after: np.ndarray, references: np.ndar
     parts = [(was[rows], now[rows]) for rows, was, now in hits if rows.any()]
     if pooled:
         parts = [(np.concatenate([was for was, _ in parts]), np.concatenate([now for _, now in parts]))]
-    bounds = [paired_difference(was, now, confidence=0.90) for was, now in parts]
-    return float(np.sqrt(sum(((b.hi - b.lo) / 2) ** 2 for b in bounds)) / len(bounds))
+    bounds = [least_half_width(was, now, confidence=0.90) for was, now in parts]
+    return float(np.sqrt(sum(bound**2 for bound in bounds)) / len(bounds))
 
 
 def _is_multi_label(frame: pd.DataFrame) -> bool:

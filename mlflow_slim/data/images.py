@@ -30,7 +30,7 @@ def clean_image(value: Any, column: str, folders: Sequence[Path]) -> str | Missi
     """
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path")
-    if value is None or value != value if isinstance(value, (float, type(None))) else False:
+    if value is None or (isinstance(value, float) and value != value):
         return Missing(f"no image in {column!r}")
     if hasattr(value, "save") and hasattr(value, "convert"):  # Pillow's own
         text = _as_png(value)

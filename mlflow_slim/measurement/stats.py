@@ -34,6 +34,7 @@ __all__ = [
     "RowMetric",
     "certifiable_loss",
     "holm",
+    "least_half_width",
     "mcnemar_exact",
     "non_inferiority",
     "paired_bootstrap",
@@ -85,6 +86,11 @@ class Interval:
             return "?" if math.isnan(x) else f"{x:{plus}.{digits}f}"
 
         return f"{text(self.value)}{unit} [{text(self.lo)}, {text(self.hi)}]"
+
+    def no_narrower(self, half_width: float) -> Interval:
+        """The same estimate with ends at least so far from it."""
+        lo, hi = min(self.lo, self.value - half_width), max(self.hi, self.value + half_width)
+        return Interval(self.value, lo, hi, self.n, self.confidence)
 
     def scaled(self, factor: float) -> Interval:
         """The same estimate in another unit; ``factor`` > 0."""
@@ -235,6 +241,20 @@ def paired_difference(
     middle = p_won - p_lost
     half = float(special.ndtri(0.5 + confidence / 2)) * math.sqrt((p_won + p_lost - middle**2) / (n + 2))
     return Interval((won - lost) / n, max(middle - half, -1.0), min(middle + half, 1.0), n, confidence)
+
+
+def least_half_width(before: npt.ArrayLike, after: npt.ArrayLike, *, confidence: float) -> float:
+    """Half-width below which an interval over rows can't be believed.
+
+    Rows on which both models agree show no spread at all, however few they are; the interval of a share stays open.
+
+    Args:
+        before: ``(rows,)`` bool: which the baseline has wholly right.
+        after: Likewise the candidate, same rows.
+        confidence: Two-sided, in (0, 1).
+    """
+    bound = paired_difference(before, after, confidence=confidence)
+    return (bound.hi - bound.lo) / 2
 
 
 def mcnemar_exact(b: int, c: int) -> float:

@@ -34,9 +34,9 @@ def open_encoder(
 
 def each_alone(encode: Encoder) -> Encoder:
     """Encodes the two texts of a pair one after the other, as of a model that gives a vector for each."""
+    return lambda inputs: encode(texts_of(inputs))
 
-    def encode_all(inputs: Sequence[Any]) -> dict[str, np.ndarray]:
-        pairs = bool(inputs) and not isinstance(inputs[0], str)
-        return encode([text for pair in inputs for text in pair] if pairs else inputs)
 
-    return encode_all
+def texts_of(inputs: Sequence[Any]) -> Sequence[str]:
+    """The texts of pairs one after the other; single texts as they are."""
+    return inputs if not inputs or isinstance(inputs[0], str) else [text for pair in inputs for text in pair]

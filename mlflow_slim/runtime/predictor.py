@@ -15,7 +15,7 @@ from .bundle import Bundle, BundleError, read_bundle
 from .decoders import Decoder, OnnxDecoder, OpenVinoDecoder, TorchDecoder
 from .encoder import OFFSETS
 from .generation import ASSISTANT, Drafting, Guess, TextGenerator, lookup, through_texts
-from .inputs import open_encoder
+from .inputs import open_encoder, texts_of
 from .onnx_engine import MODEL, OnnxEngine
 from .pooling import finish, pool
 from .prompts import PromptFile
@@ -39,6 +39,8 @@ _TEXTS_A_ROW = "texts_a_row"
 
 def concatenate(parts: Sequence[np.ndarray]) -> np.ndarray:
     """Outputs ``(rows, ...)`` one after the other; those with fewer words are filled up with zeros."""
+    if len({part.shape[1:] for part in parts}) == 1:
+        return np.concatenate(parts)
     largest = np.max([part.shape[1:] for part in parts], axis=0).astype(int)
     padded = [
         np.pad(part, [(0, 0), *((0, full - size) for full, size in zip(largest, part.shape[1:], strict=True))])
@@ -124,8 +126,7 @@ class Embedder(Predictor):
 
     def encode(self, inputs: Sequence[Any]) -> dict[str, np.ndarray]:
         """As of every predictor, and how many texts a row has."""
-        pairs = bool(inputs) and not isinstance(inputs[0], str)
-        return {**super().encode(inputs), _TEXTS_A_ROW: np.array(2 if pairs else 1)}
+        return {**super().encode(inputs), _TEXTS_A_ROW: np.array(len(texts_of(inputs)) // max(len(inputs), 1))}
 
     def forward(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
         """``(rows, dimensions)`` of one encoded batch, or ``(rows, 2, dimensions)`` of pairs."""

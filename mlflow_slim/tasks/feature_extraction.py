@@ -17,7 +17,9 @@ from ..artifact import OptimizedModel
 from ..encoder_loading import load_encoder
 from ..errors import DataError, MeasurementError, ModelError
 from ..interfaces import Changes, Split, TaskData
-from ..runtime.pooling import POOLINGS, finish, pool
+from ..losses import real_tokens
+from ..runtime.inputs import texts_of
+from ..runtime.pooling import POOLINGS, finish
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,6 +33,8 @@ __all__ = ["TASK", "FeatureExtraction", "sentence_settings"]
 
 _SLICE_ROWS = 50
 """Smaller parts of the rows show chance."""
+_SHOWN = 300
+"""Characters of a text in a table."""
 _SENTENCE_POOLINGS = {
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_cls_token": "cls",
@@ -125,8 +129,7 @@ class FeatureExtraction:
         import torch
 
         states = outputs.last_hidden_state
-        mask = inputs.get("attention_mask")
-        mask = states.new_ones(states.shape[:2]) if mask is None else mask.to(states.dtype)
+        mask = real_tokens(inputs, states).to(states.dtype)
         how = spec["pooling"]
         if how == "mean":
             return (states * mask[:, :, None]).sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1e-9)
@@ -152,17 +155,13 @@ class FeatureExtraction:
         """``(rows, dimensions)`` vectors of a model in memory, or ``(rows, 2, dimensions)`` of pairs."""
         from ..scoring import outputs_of
 
-        each = 1 if isinstance(inputs[0], str) else 2
-        texts = [text for one in inputs for text in ((one,) if each == 1 else one)]
-
         def vectors(found: Any, batch: Mapping[str, Any], _: Any) -> np.ndarray:
-            states, mask = found.last_hidden_state.float().cpu().numpy(), batch["attention_mask"].cpu().numpy()
-            return finish(pool(states, mask, spec["pooling"]), spec)
+            return finish(self.answer(found, batch, spec).float().cpu().numpy(), spec)
 
-        whole = outputs_of(model, processor, self.encode(processor, texts, spec), vectors)
-        return whole if each == 1 else whole.reshape(len(inputs), 2, -1)
+        whole = outputs_of(model, processor, self.encode(processor, texts_of(inputs), spec), vectors)
+        return whole if len(whole) == len(inputs) else whole.reshape(len(inputs), 2, -1)
 
-    def quality(self, outputs: np.ndarray, references: np.ndarray, spec: Mapping[str, Any]) -> dict[str, float]:  # noqa: ARG002
+    def quality(self, outputs: np.ndarray, references: np.ndarray, spec: Mapping[str, Any]) -> dict[str, float]:
         """``spearman`` of pairs, else ``recall_at_10``: the share of the original's nearest rows that are kept.
 
         Raises:
@@ -177,7 +176,7 @@ class FeatureExtraction:
         if references.ndim == 1:
             value = spearman(cosines(outputs), references)
             return {"spearman": value} if np.isfinite(value) else {}
-        return {"recall_at_10": float(self._recall(outputs, references).mean())}
+        return {"recall_at_10": self.agreement(references, outputs, spec)}
 
     def headline(self, references: np.ndarray, spec: Mapping[str, Any]) -> tuple[str, str]:  # noqa: ARG002
         """The metric to judge by, and the sentence that says why."""
@@ -210,30 +209,25 @@ class FeatureExtraction:
         """Candidate less baseline with a 90 % interval over rows; of Spearman's correlation, the bootstrap's."""
         import numpy as np
 
-        from ..measurement.neighbours import cosines, spearman
-        from ..measurement.stats import paired_bootstrap, paired_difference, ratio_difference
+        from ..measurement.neighbours import cosines, kept_neighbours, nearest, spearman
+        from ..measurement.stats import least_half_width, paired_bootstrap, ratio_difference
 
         if metric == "spearman":
             before, after = cosines(baseline), cosines(candidate)
             return paired_bootstrap(spearman, before, after, references, seed=seed, confidence=0.90)
-        was, now = (self._recall(outputs, references) for outputs in (baseline, candidate))
+        near = nearest(references)
+        was, now = (kept_neighbours(near, nearest(outputs)) for outputs in (baseline, candidate))
         found = ratio_difference(was, now, np.ones(len(references)), confidence=0.90)
-        # Rows on which both models agree show no spread at all, however few they are; that of whole rows stays open.
-        bound = paired_difference(was == 1, now == 1, confidence=0.90)
-        least = (bound.hi - bound.lo) / 2
-        return replace(found, lo=min(found.lo, found.value - least), hi=max(found.hi, found.value + least))
+        return found.no_narrower(least_half_width(was == 1, now == 1, confidence=0.90))
 
     def changes(self, baseline: np.ndarray, candidate: np.ndarray, split: Split, spec: Mapping[str, Any]) -> Changes:
         """Neighbours kept of the baseline's, cosine to its vectors, and the rows that lost most."""
         import numpy as np
 
-        from ..measurement.fidelity import row_slices
+        from ..measurement.fidelity import ratio_slices, row_slices, shortened, worst_of
         from ..measurement.neighbours import cosines, kept_neighbours, nearest
-        from ..measurement.stats import ratio_difference
 
-        before, after = (
-            outputs.reshape(len(outputs), -1, outputs.shape[-1])[:, 0] for outputs in (baseline, candidate)
-        )
+        before, after = _first_vectors(baseline), _first_vectors(candidate)
         near = [nearest(one) for one in (before, after)]
         kept = kept_neighbours(*near)
         metrics = {"agreement": float(kept.mean()), "same_nearest": float((near[0][:, 0] == near[1][:, 0]).mean())}
@@ -249,35 +243,27 @@ class FeatureExtraction:
         table = [
             {
                 "row": int(row),
-                "text": _short(texts[int(row)]),
+                "text": shortened(texts[int(row)], _SHOWN),
                 "kept": float(kept[row]),
-                "nearest_before": _short(texts[int(near[0][row, 0])]),
-                "nearest_after": _short(texts[int(near[1][row, 0])]),
+                "nearest_before": shortened(texts[int(near[0][row, 0])], _SHOWN),
+                "nearest_after": shortened(texts[int(near[1][row, 0])], _SHOWN),
             }
             for row in np.argsort(kept, kind="stable")[:200]
             if kept[row] < 1
         ]
-        slices: list[dict[str, Any]] = []
         own = {"text", "text_pair", *(("label",) if split.references.ndim == 1 else ())}
-        for name, here in row_slices(texts, split.frame, own).items():
-            if here.sum() >= _SLICE_ROWS:
-                ones = np.ones(int(here.sum()))
-                change = ratio_difference(ones, kept[here], ones, confidence=0.90)
-                ends = {"delta": change.value, "delta_lo": change.lo, "delta_hi": change.hi}
-                slices.append({"name": name, "n": int(here.sum()), "neighbours_kept": float(kept[here].mean()), **ends})
-        slices.sort(key=lambda part: (part["delta"], -part["n"]))
-        if slices:
-            metrics["worst_slice_delta"] = slices[0]["delta"]
-            tags["slim.quality.worst_slice"] = f"{slices[0]['name']} ({slices[0]['n']} rows)"
-        return Changes(metrics, tags, {"broken_rows": table, "slices": slices})
+        ones = np.ones(len(kept))
+        slices = ratio_slices(
+            row_slices(texts, split.frame, own), ones, kept, ones, figure="neighbours_kept", min_rows=_SLICE_ROWS
+        )
+        worst_metric, worst_tag = worst_of(slices)
+        return Changes(metrics | worst_metric, tags | worst_tag, {"broken_rows": table, "slices": slices})
 
     def agreement(self, baseline: np.ndarray, candidate: np.ndarray, spec: Mapping[str, Any]) -> float:  # noqa: ARG002
         """Share of the nearest rows that are the same."""
         from ..measurement.neighbours import kept_neighbours, nearest
 
-        before, after = (
-            outputs.reshape(len(outputs), -1, outputs.shape[-1])[:, 0] for outputs in (baseline, candidate)
-        )
+        before, after = _first_vectors(baseline), _first_vectors(candidate)
         return float(kept_neighbours(nearest(before), nearest(after)).mean())
 
     def correct(self, outputs: np.ndarray, references: np.ndarray, spec: Mapping[str, Any]) -> np.ndarray:  # noqa: ARG002
@@ -297,10 +283,10 @@ class FeatureExtraction:
         """The vectors themselves."""
         return outputs
 
-    def _recall(self, outputs: np.ndarray, references: np.ndarray) -> np.ndarray:
-        from ..measurement.neighbours import kept_neighbours, nearest
 
-        return kept_neighbours(nearest(references), nearest(outputs))
+def _first_vectors(outputs: np.ndarray) -> np.ndarray:
+    """``(rows, dimensions)``; of pairs, the vectors of their first texts."""
+    return outputs if outputs.ndim == 2 else outputs[:, 0]
 
 
 def _split(name: str, frame: pd.DataFrame, *, pair: bool) -> Split:
@@ -366,10 +352,6 @@ def sentence_settings(directory: Path) -> dict[str, Any]:
                 f"{directory} has a module {kind} behind the transformer, which isn't known. Known: Pooling, Normalize."
             )
     return found
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 300 else text[:297] + "..."
 
 
 TASK = FeatureExtraction()

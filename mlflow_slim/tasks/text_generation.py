@@ -291,6 +291,8 @@ class TextGeneration:
         """Agreement and flips token by token, texts that came out otherwise, and the rows that lost most."""
         import numpy as np
 
+        from ..measurement.fidelity import ratio_slices, row_slices, worst_of
+
         before, after = _answers(baseline, spec), _answers(candidate, spec)
         tags: dict[str, str] = {}
         metrics: dict[str, float] = {}
@@ -324,42 +326,17 @@ class TextGeneration:
             }
             for row in worst
         ]
-        slices = self._slices(before, after, split)
-        if slices:
-            metrics["worst_slice_delta"] = slices[0]["delta"]
-            tags["slim.quality.worst_slice"] = f"{slices[0]['name']} ({slices[0]['n']} rows)"
-        return Changes(metrics, tags, {"broken_rows": table, "slices": slices})
-
-    def _slices(self, before: Answers, after: Answers, split: Split) -> list[dict[str, Any]]:
-        """Change of the log-likelihood a token in parts of the rows, the worst first, each with a 90 % interval.
-
-        Parts are quarters by length of the prompt (of the text, where it stands alone) and values of the user's
-        columns. The intervals are of each part alone: of twenty, two miss by chance.
-        """
-        import numpy as np
-
-        from ..measurement.fidelity import row_slices
-        from ..measurement.stats import ratio_difference
-
         keys = [shown(prompt) or text for prompt, text in split.inputs]
-        found = []
-        for name, here in row_slices(keys, split.frame, {"text", "label"}).items():
-            if here.sum() < _SLICE_ROWS or not before.tokens[here].sum():
-                continue
-            sums = (before.log_likelihood[here], after.log_likelihood[here], before.tokens[here])
-            change = ratio_difference(*sums, confidence=0.90)
-            found.append(
-                {
-                    "name": name,
-                    "n": int(here.sum()),
-                    "baseline_log_likelihood": float(np.sum(sums[0]) / np.sum(sums[2])),
-                    "candidate_log_likelihood": float(np.sum(sums[1]) / np.sum(sums[2])),
-                    "delta": change.value,
-                    "delta_lo": change.lo,
-                    "delta_hi": change.hi,
-                }
-            )
-        return sorted(found, key=lambda part: (part["delta"], -part["n"]))
+        slices = ratio_slices(
+            row_slices(keys, split.frame, {"text", "label"}),
+            before.log_likelihood,
+            after.log_likelihood,
+            before.tokens,
+            figure="log_likelihood",
+            min_rows=_SLICE_ROWS,
+        )
+        worst_metric, worst_tag = worst_of(slices)
+        return Changes(metrics | worst_metric, tags | worst_tag, {"broken_rows": table, "slices": slices})
 
     def correct(self, outputs: np.ndarray, references: np.ndarray, spec: Mapping[str, Any]) -> np.ndarray:  # noqa: ARG002
         """``(rows,)`` bool: every token of the right text was the likeliest."""

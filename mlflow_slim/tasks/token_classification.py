@@ -33,6 +33,8 @@ _NOTHING = -100
 _FIRST = "first_tokens"
 _SLICE_ROWS = 50
 """Smaller parts of the rows show chance."""
+_SHOWN = 300
+"""Characters of a text in a table."""
 
 
 class TokenClassification:
@@ -220,7 +222,7 @@ class TokenClassification:
 
         Of ``span_f1``, the bootstrap's: its denominator differs between the models.
         """
-        from ..measurement.stats import paired_difference, ratio_difference, resampled_difference
+        from ..measurement.stats import least_half_width, ratio_difference, resampled_difference
 
         (before, weights), (after, others) = (
             self._per_row(metric, outputs, references, spec) for outputs in (baseline, candidate)
@@ -229,17 +231,14 @@ class TokenClassification:
             found = ratio_difference(before, after, weights, confidence=0.90)
         else:
             found = resampled_difference((before, weights), (after, others), seed=seed, confidence=0.90)
-        # Rows on which both models agree show no spread at all, however few they are; that of whole rows stays open.
         rows = [self.correct(outputs, references, spec) for outputs in (baseline, candidate)]
-        bound = paired_difference(*rows, confidence=0.90)
-        least = (bound.hi - bound.lo) / 2
-        return replace(found, lo=min(found.lo, found.value - least), hi=max(found.hi, found.value + least))
+        return found.no_narrower(least_half_width(*rows, confidence=0.90))
 
     def changes(self, baseline: np.ndarray, candidate: np.ndarray, split: Split, spec: Mapping[str, Any]) -> Changes:
         """Agreement and flips word by word, divergence, the worst part of the rows, and the texts that lost most."""
         import numpy as np
 
-        from ..measurement.fidelity import mean_kl
+        from ..measurement.fidelity import mean_kl, ratio_slices, row_slices, shortened, worst_of
 
         there = split.references >= 0
         baseline, candidate = (_as_wide(outputs, split.references) for outputs in (baseline, candidate))
@@ -256,7 +255,7 @@ class TokenClassification:
         table = [
             {
                 "row": int(row),
-                "text": _short(split.inputs[int(row)]),
+                "text": shortened(split.inputs[int(row)], _SHOWN),
                 "words": "; ".join(
                     f"{word}: {names[right]}, {names[old]} -> {names[new]}"
                     for word, right, old, new in zip(
@@ -272,39 +271,16 @@ class TokenClassification:
             for row in np.argsort(-lost, kind="stable")[:200]
             if lost[row] > 0
         ]
-        tags = {}
-        slices = self._slices(was & there, now & there, there, split)
-        if slices:
-            metrics["worst_slice_delta"] = slices[0]["delta"]
-            tags["slim.quality.worst_slice"] = f"{slices[0]['name']} ({slices[0]['n']} rows)"
-        return Changes(metrics, tags, {"broken_rows": table, "slices": slices})
-
-    def _slices(self, was: np.ndarray, now: np.ndarray, there: np.ndarray, split: Split) -> list[dict[str, Any]]:
-        """Change of token accuracy in parts of the rows, the worst first, each with a 90 % interval of its own.
-
-        Parts are quarters by length and values of the user's columns. Of twenty intervals two miss by chance.
-        """
-        from ..measurement.fidelity import row_slices
-        from ..measurement.stats import ratio_difference
-
-        found = []
-        before, after, words = (part.sum(axis=1).astype(float) for part in (was, now, there))
-        for name, here in row_slices(split.inputs, split.frame, {"text", "label"}).items():
-            if here.sum() < _SLICE_ROWS:
-                continue
-            change = ratio_difference(before[here], after[here], words[here], confidence=0.90)
-            found.append(
-                {
-                    "name": name,
-                    "n": int(here.sum()),
-                    "baseline_token_accuracy": float(before[here].sum() / words[here].sum()),
-                    "candidate_token_accuracy": float(after[here].sum() / words[here].sum()),
-                    "delta": change.value,
-                    "delta_lo": change.lo,
-                    "delta_hi": change.hi,
-                }
-            )
-        return sorted(found, key=lambda part: (part["delta"], -part["n"]))
+        slices = ratio_slices(
+            row_slices(split.inputs, split.frame, {"text", "label"}),
+            (was & there).sum(axis=1),
+            (now & there).sum(axis=1),
+            there.sum(axis=1),
+            figure="token_accuracy",
+            min_rows=_SLICE_ROWS,
+        )
+        worst_metric, worst_tag = worst_of(slices)
+        return Changes(metrics | worst_metric, worst_tag, {"broken_rows": table, "slices": slices})
 
     def agreement(self, baseline: np.ndarray, candidate: np.ndarray, spec: Mapping[str, Any]) -> float:
         """Share of words answered the same, of those that one of the models was shown."""
@@ -355,10 +331,6 @@ def _as_wide(outputs: np.ndarray, references: np.ndarray) -> np.ndarray:
     width = references.shape[1]
     missing = max(0, width - outputs.shape[1])
     return np.pad(outputs, [(0, 0), (0, missing), (0, 0)])[:, :width]
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 300 else text[:297] + "..."
 
 
 TASK = TokenClassification()
