@@ -16,7 +16,7 @@ from typing import Any
 from . import bundle
 from .artifact import OptimizationCost, OptimizedModel, StepRecord
 from .cache import VARIABLE, Entry, StepCache, code_digest, content_key, files_digest
-from .catalog import load_backend
+from .catalog import load_backend, load_task
 from .encoder_loading import load_processor
 from .interfaces import MODEL_OPTIONS, Context, Technique
 from .runtime import tasks
@@ -171,4 +171,6 @@ def _load(entry: Entry, step: Technique, source: OptimizedModel) -> OptimizedMod
         return source.after(record, source.model, builds=builds)
     folder = entry.folder / "model"
     model = load_model(folder, tasks.find(source.task).LIBRARY_CLASS).eval()
-    return source.after(record, model, processor=load_processor(folder), spec=content["spec"])
+    return source.after(
+        record, model, processor=load_processor(folder, load_task(source.task).inputs), spec=content["spec"]
+    )

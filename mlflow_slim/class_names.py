@@ -7,7 +7,7 @@ from typing import Any
 
 from .errors import DataError
 
-__all__ = ["head_settings", "label_order", "match_labels", "model_labels"]
+__all__ = ["head_settings", "label_order", "match_labels", "model_labels", "unknown_labels"]
 
 
 def model_labels(config: Mapping[str, Any] | None, head: str) -> list[str] | None:
@@ -55,3 +55,11 @@ def match_labels(in_data: Sequence[Any], of_model: list[str] | None) -> tuple[li
         twice = next(name for name in names if names.count(name) > 1)
         raise DataError(f"The label {twice!r} occurs as text and as a number. Write it one way.")
     return names, {value: i for i, value in enumerate(in_data)}, "data"
+
+
+def unknown_labels(unknown: Sequence[str], labels: Sequence[str]) -> DataError:
+    """The error for data with labels that an exported model doesn't have."""
+    return DataError(
+        f"The data has labels that the model doesn't know: {', '.join(unknown[:5])}. Its labels are: "
+        f"{', '.join(labels[:20])}. Check the label column."
+    )

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .class_names import label_order, match_labels, model_labels
+from .class_names import label_order, match_labels, model_labels, unknown_labels
 from .errors import DataError
 from .interfaces import Changes, Split, TaskData
+from .task_defaults import TaskDefaults
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Classifier"]
 
 
-class Classifier:
+class Classifier(TaskDefaults):
     """The part of a task that is about classes: multi-class, or multi-label."""
 
     labels: LabelKind = "classes"
@@ -70,10 +71,7 @@ class Classifier:
         )
         if spec is not None and (origin != "model" or multi_label != spec["multi_label"]):
             unknown = [str(value) for value in in_data if str(value) not in spec["labels"]] or ["lists of labels"]
-            raise DataError(
-                f"The data has labels that the model doesn't know: {', '.join(unknown[:5])}. Its labels are: "
-                f"{', '.join(spec['labels'][:20])}. Check the label column."
-            )
+            raise unknown_labels(unknown, spec["labels"])
         pair = "text_pair" in frames["train"].columns
         if spec is not None and pair != spec["pair"]:
             raise DataError(
@@ -89,18 +87,6 @@ class Classifier:
     def encode(self, processor: Any, inputs: Sequence[Any], spec: Mapping[str, Any]) -> list[dict[str, Any]]:
         """The model's inputs row by row; the task's own."""
         raise NotImplementedError
-
-    def align(self, row: Mapping[str, Any], values: Any) -> Any:  # noqa: ARG002 - as of every task
-        """As they are: a model answers once for every one of them."""
-        return values
-
-    def answer(self, outputs: Any, inputs: Mapping[str, Any], spec: Mapping[str, Any]) -> Any:  # noqa: ARG002
-        """The logits."""
-        return outputs.logits
-
-    def complete(self, data: TaskData, answers: Any) -> TaskData:  # noqa: ARG002 - as of every task
-        """As it is: what is right stands in the data."""
-        return data
 
     def loss(self, outputs: Any, references: Any, spec: Mapping[str, Any]) -> Any:
         """Hard-label loss of ``(batch, classes)`` logits: cross entropy, or binary cross entropy for multi-label."""
@@ -131,10 +117,6 @@ class Classifier:
     def judged_by(self, spec: Mapping[str, Any]) -> tuple[str, ...]:
         """Metrics that can be the headline: those with a paired interval."""
         return ("f1_macro", "f1_micro", "exact_match") if spec["multi_label"] else ("accuracy", "f1_macro", "mcc")
-
-    def training_metric(self, metric: str) -> str:
-        """The headline itself."""
-        return metric
 
     def judge(self, metric: str, outputs: np.ndarray, references: np.ndarray, spec: Mapping[str, Any]) -> float:
         """One of the metrics of `judged_by`, without the import that `quality` needs."""

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .artifact import OptimizedModel
 from .errors import ModelError
 from .interfaces import Task
 
-__all__ = ["check_encoder", "load_encoder", "load_processor"]
+if TYPE_CHECKING:
+    from .data.tables import InputKind
+
+__all__ = ["load_encoder", "load_processor", "load_with_head"]
+
+_KINDS = {
+    "texts": "a text encoder saved by transformers",
+    "images": "an image model saved by transformers with its preprocessor_config.json",
+}
 
 
 def load_encoder(
@@ -42,6 +50,35 @@ def load_encoder(
         ModelError: transformers can't load it, its encoder isn't all there, or ``max_length`` is more than it
             can take.
     """
+    model, tokenizer, fresh = load_with_head(directory, task, seed=seed, settings=settings)
+    limit = _length_limit(model, tokenizer)
+    least = tokenizer.num_special_tokens_to_add(pair=special_tokens_of_pairs) + 1
+    if max_length is not None and max_length < least:
+        raise ModelError(
+            f"max_length is {max_length}, which leaves no room for text: this tokenizer adds {least - 1} tokens of "
+            "its own. Raise it, or leave it out."
+        )
+    if max_length is not None and limit is not None and max_length > limit:
+        raise ModelError(
+            f"max_length is {max_length}, but this model takes {limit} tokens at most. Lower it, or leave it out."
+        )
+    if getattr(model.config, "pad_token_id", None) is None:
+        if tokenizer.pad_token_id is None:
+            raise ModelError(
+                f"The tokenizer in {str(directory)!r} has no padding token, so texts can't be batched. "
+                "Set one (tokenizer.pad_token = ...) and save the model again."
+            )
+        model.config.pad_token_id = tokenizer.pad_token_id
+    own = {**spec, "max_length": max_length or min(x for x in (usual_length, limit or 512) if x)}
+    return OptimizedModel(model.eval(), tokenizer, task.name, own, trained=not fresh, source=str(directory))
+
+
+def load_with_head(directory: Path, task: Task, *, seed: int, settings: Mapping[str, Any]) -> tuple[Any, Any, bool]:
+    """A model, its tokenizer or image processor, and whether the head is fresh; see `load_encoder`.
+
+    Raises:
+        ModelError: transformers can't load it, or its encoder isn't all there.
+    """
     import torch
     import transformers
 
@@ -52,9 +89,7 @@ def load_encoder(
     try:
         with quiet_transformers(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            tokenizer = transformers.AutoTokenizer.from_pretrained(
-                str(directory), local_files_only=True, trust_remote_code=False, use_fast=True
-            )
+            processor = load_processor(directory, task.inputs)
             model, info = auto.from_pretrained(
                 str(directory),
                 local_files_only=True,
@@ -70,34 +105,15 @@ def load_encoder(
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
-            f"transformers can't load {str(directory)!r} for {task.name}: {first} "
-            "Give a folder or hub id of a text encoder saved by transformers."
+            f"transformers can't load {str(directory)!r} for {task.name}: {first} Give a folder or hub id of "
+            f"{_KINDS[task.inputs]}."
         ) from error
-    check_encoder(model, info, directory)
-    limit = _length_limit(model, tokenizer)
-    least = tokenizer.num_special_tokens_to_add(pair=special_tokens_of_pairs) + 1
-    if max_length is not None and max_length < least:
-        raise ModelError(
-            f"max_length is {max_length}, which leaves no room for text: this tokenizer adds {least - 1} tokens of "
-            "its own. Raise it, or leave it out."
-        )
-    if max_length is not None and limit is not None and max_length > limit:
-        raise ModelError(
-            f"max_length is {max_length}, but this model takes {limit} tokens at most. Lower it, or leave it out."
-        )
+    _check_encoder(model, info, directory)
     fresh = bool(info["missing_keys"]) or bool(info.get("mismatched_keys"))
-    if getattr(model.config, "pad_token_id", None) is None:
-        if tokenizer.pad_token_id is None:
-            raise ModelError(
-                f"The tokenizer in {str(directory)!r} has no padding token, so texts can't be batched. "
-                "Set one (tokenizer.pad_token = ...) and save the model again."
-            )
-        model.config.pad_token_id = tokenizer.pad_token_id
-    own = {**spec, "max_length": max_length or min(x for x in (usual_length, limit or 512) if x)}
-    return OptimizedModel(model.eval(), tokenizer, task.name, own, trained=not fresh, source=str(directory))
+    return model, processor, fresh
 
 
-def check_encoder(model: Any, info: Mapping[str, Any], directory: Path) -> None:
+def _check_encoder(model: Any, info: Mapping[str, Any], directory: Path) -> None:
     """Refuses a model whose encoder would be partly random, which transformers fills in without an error.
 
     Only the head, and the pooler that masked language models come without, may be fresh.
@@ -137,14 +153,13 @@ def _length_limit(model: Any, tokenizer: Any) -> int | None:
     return min(limits) if limits else None
 
 
-def load_processor(directory: Path) -> Any:
-    """The tokenizer, or where there is none the image processor, of a folder that `save_pretrained` wrote."""
+def load_processor(directory: Path, inputs: InputKind) -> Any:
+    """The tokenizer, or the image processor, of a folder that ``save_pretrained`` wrote."""
     from transformers import AutoImageProcessor, AutoTokenizer
 
     from .runtime.torch_engine import quiet_transformers
 
-    images: Any = AutoImageProcessor  # its types are of another call
+    kind: Any = AutoImageProcessor if inputs == "images" else AutoTokenizer  # their types are of other calls
+    own = {"backend": "pil"} if inputs == "images" else {"use_fast": True}
     with quiet_transformers():
-        if (directory / "preprocessor_config.json").is_file():
-            return images.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False, backend="pil")
-        return AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
+        return kind.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False, **own)

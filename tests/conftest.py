@@ -227,6 +227,24 @@ def start_child(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]
         process.communicate()
 
 
+def step_context(task: Any, data: Any, workdir: Path, source: Any, **changes: Any) -> Any:
+    """What a step gets, on one thread of the CPU; any model that it asks for is ``source``."""
+    from mlflow_slim.interfaces import Context
+
+    options = {
+        "task": task,
+        "data": data,
+        "seed": 0,
+        "threads": 1,
+        "device": "cpu",
+        "workdir": workdir,
+        "load_model": lambda _: source,
+        "report": lambda *_: None,
+        "original": source,
+    }
+    return Context(**{**options, **changes})
+
+
 def make_language_model(folder: Path, kind: str = "llama", *, chat: bool = True, seed: int = 0, **changes: Any) -> Path:
     """A tiny decoder with random weights and a byte-level tokenizer of its own, saved as transformers does."""
     import torch

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import VOCABULARY, make_tokenizer, save_tiny_classifier
+from conftest import VOCABULARY, make_tokenizer, save_tiny_classifier, step_context
 from test_pipeline import BUDGET, store  # noqa: F401  (a fixture)
 
 import mlflow_slim as slim
@@ -85,17 +85,7 @@ def ready(
     data = TASK.make_data(read(texts_file))
     source = TASK.load_model(encoder_dir, data, max_length=None, seed=0)
     data = TASK.complete(data, lambda rows: TASK.outputs(source.model, source.processor, rows, source.spec))
-    context = Context(
-        task=TASK,
-        data=data,
-        seed=0,
-        threads=1,
-        device="cpu",
-        workdir=tmp_path_factory.mktemp("work"),
-        load_model=lambda _: source,
-        report=lambda *_: None,
-        original=source,
-    )
+    context = step_context(TASK, data, tmp_path_factory.mktemp("work"), source)
     return source, context
 
 

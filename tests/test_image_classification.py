@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import step_context
 from PIL import Image
 from test_pipeline import BUDGET, store  # noqa: F401  (a fixture)
 
@@ -82,17 +83,7 @@ def trained(folder: Path, vit_dir: Path, tmp_path_factory: pytest.TempPathFactor
     data = TASK.make_data(read(folder))
     source = TASK.load_model(vit_dir, data, max_length=None, seed=0)
     assert not source.trained
-    context = Context(
-        task=TASK,
-        data=data,
-        seed=0,
-        threads=1,
-        device="cpu",
-        workdir=tmp_path_factory.mktemp("work"),
-        load_model=lambda _: source,
-        report=lambda *_: None,
-        original=source,
-    )
+    context = step_context(TASK, data, tmp_path_factory.mktemp("work"), source)
     step = load_technique("finetune.full")(epochs=4, learning_rate=5e-3, batch_size=16)
     return step.apply(source, context), context
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import save_tiny_classifier
+from conftest import save_tiny_classifier, step_context
 
 from mlflow_slim.catalog import load_backend, load_task, load_technique
 from mlflow_slim.data import read_tables
@@ -32,16 +32,7 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Context:
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = TASK.make_data(read_tables(str(folder / "rows.jsonl"), text_pair="text_pair"))
     source = TASK.load_model(save_tiny_classifier(folder / "model", ("a", "b", "c")), data, max_length=24, seed=0)
-    context = Context(
-        task=TASK,
-        data=data,
-        seed=0,
-        threads=1,
-        device="cpu",
-        workdir=folder,
-        load_model=lambda _: source,
-        report=lambda *_: None,
-    )
+    context = step_context(TASK, data, folder, source)
     step = load_technique("finetune.full")(epochs=6, learning_rate=5e-3, batch_size=16)
     return Context(**{**context.__dict__, "original": step.apply(source, context)})
 

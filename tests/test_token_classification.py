@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import save_tiny_classifier
+from conftest import save_tiny_classifier, step_context
 from test_pipeline import BUDGET, store  # noqa: F401  (a fixture)
 
 import mlflow_slim as slim
@@ -73,16 +73,7 @@ def tagger(rows_file: Path, tiny_dir: Path, tmp_path_factory: pytest.TempPathFac
     data = TASK.make_data(read(rows_file))
     source = TASK.load_model(tiny_dir, data, max_length=24, seed=0)
     assert not source.trained, "the folder's head is for other labels"
-    context = Context(
-        task=TASK,
-        data=data,
-        seed=0,
-        threads=1,
-        device="cpu",
-        workdir=tmp_path_factory.mktemp("work"),
-        load_model=lambda _: source,
-        report=lambda *_: None,
-    )
+    context = step_context(TASK, data, tmp_path_factory.mktemp("work"), source)
     step = load_technique("finetune.full")(epochs=12, learning_rate=1e-2, batch_size=16)
     return step.apply(source, context), context
 

@@ -20,6 +20,7 @@ from ..interfaces import Changes, Split, TaskData
 from ..losses import real_tokens
 from ..runtime.inputs import texts_of
 from ..runtime.pooling import POOLINGS, finish
+from ..task_defaults import TaskDefaults
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,7 +44,7 @@ _SENTENCE_POOLINGS = {
 }
 
 
-class FeatureExtraction:
+class FeatureExtraction(TaskDefaults):
     """The task ``feature-extraction``: sentence embeddings."""
 
     name = "feature-extraction"
@@ -120,10 +121,6 @@ class FeatureExtraction:
         encoded = processor(list(inputs), truncation=True, max_length=spec["max_length"])
         return [{key: encoded[key][i] for key in encoded} for i in range(len(inputs))]
 
-    def align(self, row: Mapping[str, Any], values: Any) -> Any:  # noqa: ARG002 - as of every task
-        """As they are: a model answers once for every one of them."""
-        return values
-
     def answer(self, outputs: Any, inputs: Mapping[str, Any], spec: Mapping[str, Any]) -> Any:
         """``(batch, width)`` pooled states of a torch model's output, with their gradient; neither cut nor rounded."""
         import torch
@@ -187,10 +184,6 @@ class FeatureExtraction:
     def judged_by(self, spec: Mapping[str, Any]) -> tuple[str, ...]:  # noqa: ARG002
         """Metrics that can be the headline: the first of pairs with scores, the second of texts."""
         return ("spearman", "recall_at_10")
-
-    def training_metric(self, metric: str) -> str:
-        """The headline itself."""
-        return metric
 
     def judge(self, metric: str, outputs: np.ndarray, references: np.ndarray, spec: Mapping[str, Any]) -> float:
         """One of the metrics of `judged_by`; 0 where it is undefined."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..artifact import OptimizedModel
 from ..class_names import head_settings
 from ..classification import Classifier
-from ..encoder_loading import check_encoder
+from ..encoder_loading import load_with_head
 from ..errors import ModelError
 from ..interfaces import TaskData
 from ..runtime.images import ImageFile
@@ -50,45 +50,11 @@ class ImageClassification(Classifier):
         Raises:
             ModelError: transformers can't load it, its encoder isn't all there, or ``max_length`` is given.
         """
-        import torch
-        from transformers import AutoImageProcessor, AutoModelForImageClassification
-
-        from ..runtime.narrowed import narrow, shapes_in
-        from ..runtime.torch_engine import quiet_transformers
-
         if max_length is not None:
             raise ModelError("max_length is for texts, and images have none. Leave it out.")
-        names = list(data.spec["labels"])
-        auto: Any = AutoModelForImageClassification  # their types are of other calls
-        processors: Any = AutoImageProcessor
-        try:
-            with quiet_transformers(), torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                processor = processors.from_pretrained(
-                    str(directory), local_files_only=True, trust_remote_code=False, backend="pil"
-                )
-                kind = "multi_label" if data.spec["multi_label"] else "single_label"
-                model, info = auto.from_pretrained(
-                    str(directory),
-                    local_files_only=True,
-                    trust_remote_code=False,
-                    use_safetensors=True,
-                    ignore_mismatched_sizes=True,
-                    output_loading_info=True,
-                    dtype=torch.float32,
-                    problem_type=f"{kind}_classification",
-                    **head_settings(names),
-                )
-                if shapes := shapes_in(directory):
-                    info = narrow(model, info, directory, shapes)
-        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ModelError(
-                f"transformers can't load {str(directory)!r} for {self.name}: {first} "
-                "Give a folder or hub id of an image model saved by transformers with its preprocessor_config.json."
-            ) from error
-        check_encoder(model, info, directory)
-        fresh = bool(info["missing_keys"]) or bool(info.get("mismatched_keys"))
+        kind = "multi_label" if data.spec["multi_label"] else "single_label"
+        settings = {**head_settings(data.spec["labels"]), "problem_type": f"{kind}_classification"}
+        model, processor, fresh = load_with_head(directory, self, seed=seed, settings=settings)
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
         same_problem = (config.get("problem_type") == "multi_label_classification") == data.spec["multi_label"]
         trained = not fresh and data.report.get("labels_from") == "model" and same_problem

@@ -18,6 +18,7 @@ from ..chat import prompt_file
 from ..errors import DataError, MissingDependency, ModelError
 from ..interfaces import Changes, Split, TaskData
 from ..runtime.prompts import shown
+from ..task_defaults import TaskDefaults
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,7 +39,7 @@ _SLICE_ROWS = 15
 _TEXT_METRICS = {"rouge_score": "rouge-score", "sacrebleu": "sacrebleu"}
 
 
-class TextGeneration:
+class TextGeneration(TaskDefaults):
     """The task ``text-generation``: prompts and right texts, or texts alone."""
 
     name = "text-generation"
@@ -181,18 +182,6 @@ class TextGeneration:
                 {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": [-100] * len(before) + list(after)}
             )
         return rows
-
-    def align(self, row: Mapping[str, Any], values: Any) -> Any:  # noqa: ARG002 - as of every task
-        """As they are: a model answers once for every one of them."""
-        return values
-
-    def answer(self, outputs: Any, inputs: Mapping[str, Any], spec: Mapping[str, Any]) -> Any:  # noqa: ARG002
-        """The logits."""
-        return outputs.logits
-
-    def complete(self, data: TaskData, answers: Any) -> TaskData:  # noqa: ARG002 - as of every task
-        """As it is: what is right stands in the data."""
-        return data
 
     def loss(self, outputs: Any, references: Any, spec: Mapping[str, Any]) -> Any:  # noqa: ARG002 - as of every task
         """Mean cross entropy of the next token where there is one to learn; ``(batch, tokens, vocabulary)`` logits."""

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..artifact import OptimizedModel
-from ..class_names import head_settings, label_order, match_labels, model_labels
+from ..class_names import head_settings, label_order, match_labels, model_labels, unknown_labels
 from ..encoder_loading import load_encoder
-from ..errors import DataError, ModelError
+from ..errors import ModelError
 from ..interfaces import Changes, Split, TaskData
 from ..runtime.words import at_words, first_tokens
+from ..task_defaults import TaskDefaults
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,7 +38,7 @@ _SHOWN = 300
 """Characters of a text in a table."""
 
 
-class TokenClassification:
+class TokenClassification(TaskDefaults):
     """The task ``token-classification``: words in, a label for each out."""
 
     name = "token-classification"
@@ -78,10 +79,7 @@ class TokenClassification:
         names, ids, origin = match_labels(in_data, known)
         if spec is not None and origin != "model":
             unknown = [str(value) for value in in_data if str(value) not in spec["labels"]]
-            raise DataError(
-                f"The data has labels that the model doesn't know: {', '.join(unknown[:5])}. Its labels are: "
-                f"{', '.join(spec['labels'][:20])}. Check the label column."
-            )
+            raise unknown_labels(unknown, spec["labels"])
         spans = marks_spans(names)
         if spans:
             check_seqeval()
@@ -133,14 +131,6 @@ class TokenClassification:
         placed = np.full((len(row["input_ids"]), *values.shape[1:]), _NOTHING, dtype=values.dtype)
         placed[first[shown]] = values[: len(first)][shown]
         return placed
-
-    def answer(self, outputs: Any, inputs: Mapping[str, Any], spec: Mapping[str, Any]) -> Any:  # noqa: ARG002
-        """The logits."""
-        return outputs.logits
-
-    def complete(self, data: TaskData, answers: Any) -> TaskData:  # noqa: ARG002 - as of every task
-        """As it is: what is right stands in the data."""
-        return data
 
     def loss(self, outputs: Any, references: Any, spec: Mapping[str, Any]) -> Any:  # noqa: ARG002 - as of every task
         """Mean cross entropy over words; ``(batch, tokens, classes)`` logits, references `_NOTHING` elsewhere."""
@@ -198,10 +188,6 @@ class TokenClassification:
     def judged_by(self, spec: Mapping[str, Any]) -> tuple[str, ...]:
         """Metrics that can be the headline: those with a paired interval."""
         return ("span_f1", "token_accuracy") if spec["spans"] else ("token_accuracy",)
-
-    def training_metric(self, metric: str) -> str:
-        """The headline itself."""
-        return metric
 
     def judge(self, metric: str, outputs: np.ndarray, references: np.ndarray, spec: Mapping[str, Any]) -> float:
         """One of the metrics of `judged_by`."""
