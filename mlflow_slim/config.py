@@ -185,6 +185,20 @@ class Embed(_Section):
     )
 
 
+class Answer(_Section):
+    """How a context is read and answers are chosen; for the task question-answering."""
+
+    stride: int | None = Field(
+        None, ge=0, description="Tokens that two windows of a long context share; default: a quarter, 128 at most."
+    )
+    max_answer_length: int = Field(
+        30, ge=1, le=10_000, description="Longest answer, in words, numbers and marks of the context."
+    )
+    unanswerable: bool | None = Field(
+        None, description="Whether the model may say that there is no answer; default: where some rows have none."
+    )
+
+
 class Track(_Section):
     """Where MLflow keeps the runs."""
 
@@ -250,6 +264,7 @@ class Recipe(_Section):
     steps: tuple[Any, ...] = Field((), description="Techniques in order, each with its options.")
     generate: Generate = Generate()
     embed: Embed = Embed()
+    answer: Answer = Answer()
     export: Export = Export()
     measure: Measure = Measure()
     track: Track = Track()

@@ -24,11 +24,11 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__, bundle, manifest
 from .artifact import ExportedModel
-from .errors import InputNotFound, IntegrityError, ModelError, TrackingError, UnsafeModelError
-from .probes import probe_inputs
+from .errors import InputNotFound, IntegrityError, TrackingError, UnsafeModelError
 from .runtime import BundleError, load
 from .runtime.narrowed import KEY
 from .runtime.pyfunc import Served, serving_threads
+from .signatures import default_example, default_signature
 
 if TYPE_CHECKING:
     from mlflow.models import Model, ModelSignature
@@ -112,64 +112,6 @@ def get_default_conda_env(backend: str = "onnxruntime") -> dict[str, Any]:
     untyped: Any = environment
     env: dict[str, Any] = untyped._mlflow_conda_env(additional_pip_deps=get_default_pip_requirements(backend))
     return env
-
-
-def _default_signature(exported: ExportedModel) -> ModelSignature:
-    """As ``mlflow.transformers`` gives it, so that original and candidate are interchangeable."""
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
-
-    if exported.task == "text-generation" and (form := exported.spec.get("serve_as", "text")) != "text":
-        from mlflow.types import llm
-
-        kind = "CHAT" if form == "llm/v1/chat" else "COMPLETIONS"
-        inputs, outputs = (getattr(llm, f"{kind}_MODEL_{side}_SCHEMA") for side in ("INPUT", "OUTPUT"))
-        return ModelSignature(inputs=inputs, outputs=outputs)
-    if exported.task == "text-generation":
-        params = [ParamSpec("max_new_tokens", "long", None), ParamSpec("temperature", "double", 0.0)]
-        params += [ParamSpec("top_p", "double", 1.0), ParamSpec("seed", "long", None)]
-        params.append(ParamSpec("stop", "string", [], shape=(-1,)))
-        return ModelSignature(
-            inputs=Schema([ColSpec("string")]), outputs=Schema([ColSpec("string")]), params=ParamSchema(params)
-        )
-    if exported.task == "token-classification":
-        from mlflow.types.schema import Array, DataType, Object, Property
-
-        kinds = {"entity_group": DataType.string, "score": DataType.double, "word": DataType.string}
-        kinds |= dict.fromkeys(("start", "end"), DataType.long)
-        entity = Object([Property(name, kind) for name, kind in kinds.items()])
-        return ModelSignature(inputs=Schema([ColSpec("string")]), outputs=Schema([ColSpec(Array(entity), "entities")]))
-    if exported.task == "feature-extraction":
-        import numpy as np
-        from mlflow.types import TensorSpec
-
-        kind = {"binary": "uint8"}.get(output := str(exported.spec.get("output", "float32")), output)
-        vectors = TensorSpec(np.dtype(kind), (-1, -1))
-        return ModelSignature(inputs=Schema([ColSpec("string")]), outputs=Schema([vectors]))
-    if exported.task not in ("text-classification", "image-classification"):
-        raise ModelError(f"No default signature for the task {exported.task!r}. Pass signature=.")
-    names = ["text", "text_pair"] if exported.spec.get("pair") else [None]
-    return ModelSignature(
-        inputs=Schema([ColSpec("string", name) for name in names]),
-        outputs=Schema([ColSpec("string", name="label"), ColSpec("double", name="score")]),
-        params=ParamSchema([ParamSpec("top_k", "long", None)]),
-    )
-
-
-def _default_example(exported: ExportedModel) -> Any:
-    if exported.task == "text-generation":
-        if exported.spec.get("serve_as") == "llm/v1/chat":
-            return {"messages": [{"role": "user", "content": "Name three colours."}], "max_tokens": 8}
-        if exported.spec.get("serve_as") == "llm/v1/completions":
-            return {"prompt": "Name three colours:", "max_tokens": 8}
-        return ["Name three colours:"]
-    if exported.spec.get("modality") == "image":
-        return probe_inputs(exported.spec)[:1]
-    if exported.spec.get("pair"):
-        return [{"text": "This is one text.", "text_pair": "This is the other."}]
-    if exported.task == "token-classification":
-        return ["Ada Lovelace wrote to Charles Babbage."]
-    return ["This is a text to classify."]
 
 
 def _exported(exported: ExportedModel | str | Path) -> ExportedModel:
@@ -274,11 +216,11 @@ def save_model(
     shutil.copytree(_RUNTIME, path / _CODE / runtime, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
 
     model = Model() if mlflow_model is None else mlflow_model
-    model.signature = signature or _default_signature(exported)
+    model.signature = signature or default_signature(exported)
     form = exported.spec.get("serve_as", "text")
     if metadata is not None or form != "text":  # MLflow's deployments look there for what a model answers
         model.metadata = {**({"task": form} if form != "text" else {}), **(metadata or {})}
-    _save_example(model, _default_example(exported) if input_example is None else input_example, str(path))
+    _save_example(model, default_example(exported) if input_example is None else input_example, str(path))
     model.add_flavor(
         FLAVOR_NAME,
         slim_version=__version__,

@@ -34,7 +34,7 @@ class Traceable:
 
     Attributes:
         model: On the CPU, float32, in eval mode.
-        output: The attribute of its answer that counts, such as ``logits``.
+        outputs: The attributes of its answer that count, such as ``logits``.
         encode: Texts, or images, to its inputs.
         sample: A few real inputs.
         example: Encoded inputs of two rows, by name.
@@ -42,7 +42,7 @@ class Traceable:
     """
 
     model: Any
-    output: str
+    outputs: tuple[str, ...]
     encode: Encoder
     sample: Sequence[Any]
     example: Mapping[str, np.ndarray]
@@ -51,10 +51,10 @@ class Traceable:
 
     @property
     def module(self) -> Any:
-        """A torch module with positional inputs, in the order of ``example``, and one output."""
+        """A torch module with positional inputs, in the order of ``example``, and ``outputs``; one of them alone."""
         import torch
 
-        model, names, output = self.model, list(self.example), self.output
+        model, names, outputs = self.model, list(self.example), self.outputs
 
         class Answer(torch.nn.Module):
             """The model."""
@@ -64,7 +64,9 @@ class Traceable:
                 self.model = model
 
             def forward(self, *arrays: Any) -> Any:
-                return getattr(self.model(**dict(zip(names, arrays, strict=True))), output)
+                answer = self.model(**dict(zip(names, arrays, strict=True)))
+                found = tuple(getattr(answer, output) for output in outputs)
+                return found[0] if len(found) == 1 else found
 
         return Answer().eval()  # tracers put modules back into the wrapper's mode, recursively
 
@@ -101,7 +103,7 @@ def export_graph(
     *,
     backend: str,
     write: Callable[[Traceable, Path], Mapping[str, Any]],
-    open_graph: Callable[[Path], _Forward],
+    open_graph: Callable[[Path, tuple[str, ...]], _Forward],
 ) -> ExportedModel:
     """An exported folder with what encodes and what ``write`` puts beside it.
 
@@ -113,7 +115,7 @@ def export_graph(
         sample: A few real inputs, of different lengths if possible.
         backend: Whose format it is.
         write: Writes the graph into a folder, having compared it by `Traceable.difference`; what to note about it.
-        open_graph: Opens what was written.
+        open_graph: Opens what was written, for these outputs.
 
     Raises:
         ExportError: The folder exists or can't be written, or ``write`` says so, or the answers differ from those of
@@ -124,7 +126,7 @@ def export_graph(
 
     bundle.check_labels(source)
     dtype = str(source.model.dtype).removeprefix("torch.")
-    output, max_length = tasks.find(source.task).OUTPUT, source.spec.get("max_length")
+    outputs, max_length = tasks.find(source.task).OUTPUTS, source.spec.get("max_length")
     threads = torch.get_num_threads()
     notes: dict[str, Any] = {"source_dtype": dtype, "torch": torch.__version__}
     with bundle.staged(Path(directory)) as work, bundle.evaluating(source.model):
@@ -134,18 +136,18 @@ def export_graph(
         if dtype != "float32" or model.device.type != "cpu":
             model = copy.deepcopy(model).to("cpu", torch.float32)
             notes["widened"] = f"{dtype} to float32"
-        engine = TorchEngine(model, output=output, threads=threads)
+        engine = TorchEngine(model, outputs=outputs, threads=threads)
         if max_length is not None:
             _check_length(source, engine, encode, sample)
         example = encode(list(sample[:2]) or [""])
         if len(next(iter(example.values()))) == 1:  # tracers take an axis of length 1 for a constant
             example = encode([*sample[:1], *sample[:1]])
-        ready = Traceable(model, output, encode, sample, example, max_length, engine)
+        ready = Traceable(model, outputs, encode, sample, example, max_length, engine)
         notes |= write(ready, work)
         if dtype in _HALF_TOLERANCE:
-            own = TorchEngine(source.model, output=output, threads=threads)
+            own = TorchEngine(source.model, outputs=outputs, threads=threads)
             notes["max_abs_diff_to_source"] = ready._compare(
-                own, open_graph(work), _HALF_TOLERANCE[dtype], f"The {backend} model"
+                own, open_graph(work, outputs), _HALF_TOLERANCE[dtype], f"The {backend} model"
             )
         bundle.write(source, work, backend=backend, inputs=inputs, notes=notes)
     return bundle.read(directory, verify=False)

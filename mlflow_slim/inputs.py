@@ -127,7 +127,7 @@ def load_inputs(
         label_separator=recipe.label_separator,
         on_bad_rows=recipe.on_bad_rows,
     )
-    options = {**recipe.generate.model_dump(), "embed": recipe.embed.model_dump()}
+    options = {**recipe.generate.model_dump(), "embed": recipe.embed.model_dump(), "answer": recipe.answer.model_dump()}
     if found is None:
         data = task.make_data(tables, spec=spec, options=options)
         return Inputs(task, data, None, (*notes, *_describe(tables)), {})

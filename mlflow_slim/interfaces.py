@@ -53,7 +53,8 @@ class Split:
         name: ``train``, ``validation`` or ``test``.
         inputs: One `Input` a row.
         references: What is right, as the task's metrics want it: ``(rows,)`` class ids, or
-            ``(rows, labels)`` zeros and ones for multi-label, ``(rows, words)`` ids for words, -100 after the last.
+            ``(rows, labels)`` zeros and ones for multi-label, ``(rows, words)`` ids for words, -100 after the last;
+            texts for language models; JSON of the right answers to questions.
         frame: The user's rows and columns, aligned with ``inputs``.
         digest: sha256 over inputs and references, hex, the first 16 digits.
     """
@@ -225,7 +226,10 @@ class Task(Protocol):
         ...
 
     def encode(self, processor: Any, inputs: Sequence[Input], spec: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """The model's inputs row by row, truncated, not padded, for training; with ``labels`` where they are tokens."""
+        """The model's inputs row by row, truncated, not padded, for training; with ``labels`` where they are tokens.
+
+        An input that becomes several has its number in each of them, as ``row``.
+        """
         ...
 
     def align(self, row: Mapping[str, Any], values: Any) -> Any:

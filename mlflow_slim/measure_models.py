@@ -118,8 +118,8 @@ def find_given(name: str, download: Callable[[str], Path]) -> Given:
 
 
 def _differences(first: ExportedModel, last: ExportedModel) -> list[tuple[str, Any, Any]]:
-    """What decides the meaning of an answer; the longest input may differ, and how a vector is made and rounded."""
-    keys = sorted({*first.spec, *last.spec} - {"max_length", *VECTOR_SETTINGS})
+    """What decides the meaning of an answer; how long inputs are read, and how a vector is rounded, may differ."""
+    keys = sorted({*first.spec, *last.spec} - {"max_length", "stride", *VECTOR_SETTINGS})
     return [(key, first.spec.get(key), last.spec.get(key)) for key in keys]
 
 

@@ -209,6 +209,7 @@ class Flow:
             pair=self.recipe.text_pair is not None,
             max_length=self.recipe.max_length,
             directory=Path(tempfile.mkdtemp(prefix="graph-", dir=self.folder)) / "given",
+            answer=self.recipe.answer.model_dump(),
         )
         return Given(name, exported)
 

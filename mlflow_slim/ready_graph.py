@@ -19,6 +19,7 @@ from .measurement.spans import marks_spans
 from .runtime import onnx_engine, openvino_engine, tasks
 from .runtime.bundle import FORMAT, NAME
 from .runtime.external_data import check_external_data, external_locations
+from .runtime.questions import usual_stride
 from .runtime.torch_engine import quiet_transformers
 from .safety import check_model_directory
 from .tasks.feature_extraction import sentence_settings
@@ -54,7 +55,14 @@ def find_graph(name: str) -> Path | None:
 
 
 def adopt_graph(
-    graph: Path, name: str, *, task: str, pair: bool, max_length: int | None, directory: Path
+    graph: Path,
+    name: str,
+    *,
+    task: str,
+    pair: bool,
+    max_length: int | None,
+    directory: Path,
+    answer: Mapping[str, Any] | None = None,
 ) -> ExportedModel:
     """The graph as a point's model, in a folder of its own.
 
@@ -65,6 +73,7 @@ def adopt_graph(
         pair: Whether rows are pairs of texts.
         max_length: Longest input in tokens; None for the tokenizer's own limit.
         directory: Made here.
+        answer: How questions are answered, as in a recipe.
 
     Raises:
         ModelError: There is no tokenizer or config, or the graph can't be used for the task.
@@ -82,6 +91,9 @@ def adopt_graph(
     length = max_length or own.pop("usual_length", None) or (limit if limit < 10**9 else 512)
     backend = _KINDS[graph.suffix]
     spec = {**own, "pair": pair and task == "text-classification", "max_length": length}
+    if task == "question-answering":
+        spec |= {"pair": True} | {key: value for key, value in (answer or {}).items() if value is not None}
+        spec["stride"] = usual_stride(length) if spec["stride"] is None else spec["stride"]
     with bundle.staged(directory) as work:
         _copy(graph, work, backend)
         tokenizer.backend_tokenizer.save(str(work / "tokenizer.json"))
@@ -127,10 +139,15 @@ def _of_vectors(config: Mapping[str, Any], home: Path, name: str) -> dict[str, A
     }
 
 
+def _of_answers(config: Mapping[str, Any], home: Path, name: str) -> dict[str, Any]:  # noqa: ARG001
+    return {"max_answer_length": 30, "unanswerable": False, "stride": None}
+
+
 _SPECS: Mapping[str, Callable[[Mapping[str, Any], Path, str], dict[str, Any]]] = {
     "text-classification": _of_classes,
     "token-classification": _of_words,
     "feature-extraction": _of_vectors,
+    "question-answering": _of_answers,
 }
 """What a task must know of a graph, from the ``config.json`` and the folder beside it."""
 

@@ -99,7 +99,7 @@ def training_rows(
     *,
     only: Sequence[int] | None = None,
 ) -> list[dict[str, Any]]:
-    """One dict a row for `fit`: token ids, ``labels`` and whatever else the loss needs, such as teacher logits.
+    """Dicts for `fit`, one for each part that the task makes of a row: tokens, ``labels`` and what else the loss needs.
 
     Args:
         source: Whose tokens.
@@ -112,8 +112,9 @@ def training_rows(
     task = context.task
     encoded = task.encode(source.processor, [split.inputs[i] for i in numbers], source.spec)
     rows = []
-    for i, (number, row) in enumerate(zip(numbers, encoded, strict=True)):
-        labels = row["labels"] if "labels" in row else task.align(row, split.references[number])
+    for place, row in enumerate(encoded):
+        i = row.get("row", place)
+        labels = row["labels"] if "labels" in row else task.align(row, split.references[numbers[i]])
         own = {name: row[name] for name in row if name in source.processor.model_input_names}
         rows.append({**own, "labels": labels, **{name: task.align(row, v[i]) for name, v in (extra or {}).items()}})
     return rows
@@ -299,11 +300,12 @@ def _trained_state(model: Any) -> dict[str, Any]:
 
 
 def pad_behind(values: Sequence[Any], filling: float) -> np.ndarray:
-    """Arrays of one shape but for their first axis as one array, the shorter ones filled up."""
+    """Arrays with the same number of axes as one array, the shorter ones filled up."""
     import numpy as np
 
     arrays = [np.asarray(value) for value in values]
-    if arrays[0].ndim and len(lengths := {len(array) for array in arrays}) > 1:
-        rest = [(0, 0)] * (arrays[0].ndim - 1)
-        arrays = [np.pad(array, [(0, max(lengths) - len(array)), *rest], constant_values=filling) for array in arrays]
+    if len(shapes := {array.shape for array in arrays}) > 1:
+        largest = [max(sizes) for sizes in zip(*shapes, strict=True)]
+        behind = [[(0, n - own) for n, own in zip(largest, array.shape, strict=True)] for array in arrays]
+        arrays = [np.pad(a, more, constant_values=filling) for a, more in zip(arrays, behind, strict=True)]
     return np.stack(arrays)

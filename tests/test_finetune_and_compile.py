@@ -110,8 +110,8 @@ def test_where_compiling_fails_the_model_still_answers(
 
     monkeypatch.setattr(torch, "compile", broken)
     batch = {k: v.numpy() for k, v in source.processor(["good film"], return_tensors="pt").items()}
-    engine = TorchEngine(source.model, output="logits", threads=1, compile_mode="default")
-    plain = TorchEngine(source.model, output="logits", threads=1)
+    engine = TorchEngine(source.model, outputs=("logits",), threads=1, compile_mode="default")
+    plain = TorchEngine(source.model, outputs=("logits",), threads=1)
     np.testing.assert_array_equal(engine.forward(batch), plain.forward(batch))
     assert "no compiler here" in caplog.text
     assert engine.settings["compile"] == "failed"

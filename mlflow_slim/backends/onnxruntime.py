@@ -98,7 +98,7 @@ def _trace(ready: Traceable, target: Path) -> None:
         dynamo=True,
         opset_version=_OPSET,
         input_names=list(ready.example),
-        output_names=[ready.output],
+        output_names=list(ready.outputs),
         dynamic_shapes=(tuple(of_texts if array.ndim == 2 else of_images for array in ready.example.values()),),
         verbose=False,
     )
@@ -215,7 +215,7 @@ class OnnxRuntimeBackend:
             sample,
             backend=self.name,
             write=self._write,
-            open_graph=lambda folder: OnnxEngine(folder / MODEL, threads=_threads()).forward,
+            open_graph=lambda folder, outputs: OnnxEngine(folder / MODEL, outputs=outputs, threads=_threads()).forward,
         )
 
     def _write(self, ready: Traceable, work: Path) -> dict[str, Any]:
@@ -317,7 +317,8 @@ class OnnxRuntimeBackend:
         """Puts the fused graph, or else the plain one, into ``work``; what to note about it."""
 
         def difference(path: Path) -> float:
-            return ready.difference(OnnxEngine(path, threads=_threads()).forward, "The ONNX model")
+            engine = OnnxEngine(path, outputs=ready.outputs, threads=_threads())
+            return ready.difference(engine.forward, "The ONNX model")
 
         kind = ready.model.config.model_type
         if kind in _FUSED_AS_BERT:

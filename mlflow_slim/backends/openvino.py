@@ -43,6 +43,8 @@ def _write(ready: Traceable, work: Path) -> dict[str, Any]:
             graph = openvino.convert_model(ready.module, example_input=ready.tensors)
         for port, name in zip(graph.inputs, ready.example, strict=True):
             port.get_tensor().set_names({name})
+        for port, name in zip(graph.outputs, ready.outputs, strict=True):
+            port.get_tensor().set_names({name})
         openvino.save_model(graph, str(work / MODEL), compress_to_fp16=False)
     except OSError:
         raise
@@ -51,7 +53,8 @@ def _write(ready: Traceable, work: Path) -> dict[str, Any]:
         raise ExportError(
             f"OpenVINO can't convert {type(ready.model).__name__}: {reason}. Use another backend."
         ) from error
-    difference = ready.difference(OpenVinoEngine(work / MODEL, threads=1).forward, "The OpenVINO model")
+    engine = OpenVinoEngine(work / MODEL, outputs=ready.outputs, threads=1)
+    difference = ready.difference(engine.forward, "The OpenVINO model")
     return {"openvino": openvino.__version__, "max_abs_diff": difference}
 
 
@@ -99,7 +102,7 @@ class OpenVinoBackend:
             sample,
             backend=self.name,
             write=_write,
-            open_graph=lambda folder: OpenVinoEngine(folder / MODEL, threads=1).forward,
+            open_graph=lambda folder, outputs: OpenVinoEngine(folder / MODEL, outputs=outputs, threads=1).forward,
         )
 
     def quantizable(self, exported: ExportedModel, source: OptimizedModel, kind: Kind) -> list[str]:  # noqa: ARG002

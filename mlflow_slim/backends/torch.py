@@ -108,9 +108,9 @@ class TorchBackend:
                     f"transformers can't load what it saved of {type(source.model).__name__}: {error}. "
                     "Its configuration has no words for this shape; export to onnxruntime instead."
                 ) from error
-            found = TorchEngine(reloaded, output=task.OUTPUT, threads=threads)
+            found = TorchEngine(reloaded, outputs=task.OUTPUTS, threads=threads)
             with bundle.evaluating(source.model):
-                expected = TorchEngine(source.model, output=task.OUTPUT, threads=threads)
+                expected = TorchEngine(source.model, outputs=task.OUTPUTS, threads=threads)
                 difference = bundle.compare(
                     lambda texts: expected.forward(encode(texts)),
                     lambda texts: found.forward(encode(texts)),

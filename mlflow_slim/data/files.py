@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, InputNotFound
+from .answered import squad_rows
 from .delimited import parse_delimited
 from .tagged import parse_conll
 
@@ -270,11 +271,16 @@ def _read_lines(text: str, path: Path) -> list[Any]:
 
 
 def _json_table(whole: Any, path: Path) -> dict[str, list[Any]]:
-    """A whole JSON document as columns: a list of objects, an object of columns, or one of these under a single key."""
+    """A whole JSON document as columns: a list of objects, an object of columns, one of these under a single key,
+    or SQuAD's articles.
+    """
     if isinstance(whole, list):
         return _columns_of(whole, path)
     if isinstance(whole, dict) and whole:
         values = list(whole.values())
+        articles = whole.get("data")
+        if isinstance(articles, list) and articles and all(isinstance(x, dict) and "paragraphs" in x for x in articles):
+            return _columns_of(squad_rows(articles, path), path)
         if all(isinstance(v, list) for v in values) and len({len(v) for v in values}) == 1:
             if len(values) == 1 and values[0] and all(isinstance(r, dict) for r in values[0]):
                 return _columns_of(values[0], path)

@@ -23,8 +23,12 @@ SPLITS = ("train", "validation", "test")
 _PREFIXES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 _SHARD = re.compile(r"-(\d+)-of-(\d+)$")
 _DEMO = Path(__file__).parent.parent / "demo"
-_DEMOS = {"demo": ("wordnet-topics", _DEMO), "demo-names": ("names", _DEMO / "names")}
-"""Embedded data sets: texts with a topic, and names of people and companies with a label for each word."""
+_DEMOS = {
+    "demo": ("wordnet-topics", _DEMO),
+    "demo-names": ("names", _DEMO / "names"),
+    "demo-questions": ("questions", _DEMO / "questions"),
+}
+"""Embedded data sets: texts with a topic, names of people and companies with a label for each word, and questions."""
 
 
 @dataclass(frozen=True)

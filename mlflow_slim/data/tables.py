@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ..errors import DataError
 from . import checks
+from .answered import clean_answers
 from .chats import chat_text, is_chat
 from .images import clean_image
 from .labels import Missing, clean_labels, clean_text
@@ -27,8 +28,9 @@ __all__ = ["InputKind", "LabelKind", "Tables", "digest_rows", "read_tables"]
 
 InputKind: TypeAlias = Literal["texts", "images"]
 """What the column of inputs holds; images become base64 of their files."""
-LabelKind: TypeAlias = Literal["classes", "tags", "texts", "scores"]
-"""What a label column holds: classes that repeat, a class for each word of the text, texts of their own, or numbers."""
+LabelKind: TypeAlias = Literal["classes", "tags", "texts", "scores", "answers"]
+"""What a label column holds: classes that repeat, a class for each word of the text, texts of their own, numbers, or
+parts of the second text."""
 
 _CUT = 0.1
 """Share that is cut for validation, and for test, when the user has none."""
@@ -40,8 +42,8 @@ class Tables:
 
     Attributes:
         train, validation, test: Columns ``text``, ``text_pair`` (for pairs only), ``label`` (int, bool or str, or a
-            list of one of them; absent where none was named) and every other column of the user's. The index counts
-            from 0.
+            list of one of them; of answers as `clean_answers` gives them; absent where none was named) and every other
+            column of the user's. The index counts from 0.
         name: Short name for people: file stem, folder name or data set name.
         source: What the user named.
         report: Counts and words about what was read, dropped, cut and found, JSON values only.
@@ -130,7 +132,7 @@ def read_tables(
         DataError: The rows can't be used as asked.
     """
     wanted = {"text": text, **({"text_pair": text_pair} if text_pair else {})}
-    if label is not None or labels in ("classes", "tags"):
+    if label is not None or labels in ("classes", "tags", "answers"):
         wanted["label"] = label or ""
     _check_options(wanted, on_bad_rows)
     asked = {"train": train_split, "validation": validation_split, "test": test_split}
@@ -146,6 +148,11 @@ def read_tables(
 
     if labels == "tags" and text_pair:
         raise DataError("text_pair is for pairs of texts, and words are tagged in one. Leave it out.")
+    if labels == "answers" and not text_pair:
+        raise DataError(
+            "Questions are answered from a context: name its column with text_pair=... (text=question "
+            "text_pair=context label=answers, as in SQuAD)."
+        )
     are_classes = labels in ("classes", "tags")
     splits, faults, dropped, counts = _usable(located, wanted, label_separator, labels, inputs)
     if "train" in splits and are_classes:
@@ -163,7 +170,7 @@ def read_tables(
         require(whole.labels, wanted["label"], shown)
 
     made: dict[str, str] = {}
-    splits = _complete(splits, seed, shown, made, stratify=labels == "classes")
+    splits = _complete(splits, seed, shown, made, labels)
     overlap = _overlap(splits)
     contradictory = checks.contradictions(
         [key for name in SPLITS for key in splits[name].keys], [x for name in SPLITS for x in splits[name].labels]
@@ -281,6 +288,13 @@ def _usable(
     elif kind == "tags":
         tags = [rows.columns[column] for rows in tables.values()]
         texts, labels = clean_tagged(texts, tags, text=wanted["text"], label=column)
+    elif kind == "answers":
+        contexts, own = wanted["text_pair"], [rows.columns[column] for rows in tables.values()]
+        whole = [[clean_text(value, contexts) for value in rows.columns[contexts]] for rows in tables.values()]
+        labels = [
+            clean_answers(values, parts, context=contexts, label=column)
+            for values, parts in zip(own, whole, strict=True)
+        ]
     elif kind == "scores":
         labels = [[_number(value, column) for value in rows.columns[column]] for rows in tables.values()]
     elif kind == "texts":
@@ -362,7 +376,7 @@ def _drop_unseen(
 
 
 def _complete(
-    splits: Mapping[str, _Split], seed: int, shown: str, made: dict[str, str], *, stratify: bool
+    splits: Mapping[str, _Split], seed: int, shown: str, made: dict[str, str], labels: LabelKind
 ) -> dict[str, _Split]:
     """All three splits; the ones that are missing are cut from train (or from the whole), ``made`` says how."""
     whole = "all" if "all" in splits else "train"
@@ -376,7 +390,9 @@ def _complete(
         pool = pool.take([i for i, key in enumerate(pool.keys) if key not in given])
     shares = {"train": 1 - _CUT * len(missing), **dict.fromkeys(missing, _CUT)}
     what = shown if whole == "all" else f"train of {shown}"
-    indices, how = cut(pool.keys, pool.labels if stratify else None, shares, seed=seed, what=what)
+    # Questions about one context stay together: a model would know it from training.
+    keys = pool.keys if labels != "answers" else [key[1] for key in pool.keys]
+    indices, how = cut(keys, pool.labels if labels == "classes" else None, shares, seed=seed, what=what)
     made.update(dict.fromkeys(shares, f"cut: {how}"))
     result = {name: split for name, split in splits.items() if name not in ("all", "train")}
     result |= {name: pool.take(own) for name, own in indices.items()}

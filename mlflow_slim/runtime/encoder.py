@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 OFFSETS = "offsets"
 """Name of the array ``(rows, tokens, 2)``: the first character of each token, and the one after its last."""
-_COLUMNS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
+COLUMNS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
 
 
 def cut_long_pairs(rows: Sequence[Any], tokenizer: Tokenizer, *, max_length: int, from_right: bool = True) -> list[Any]:
@@ -87,7 +87,7 @@ class TokenizerFile:
         rows = cut_long_pairs(rows, self._tokenizer, max_length=self._max_length, from_right=self._from_right)
         encoded = self._tokenizer.encode_batch(rows)
         arrays = {
-            name: np.array([getattr(row, _COLUMNS[name]) for row in encoded], dtype=np.int64) for name in self._names
+            name: np.array([getattr(row, COLUMNS[name]) for row in encoded], dtype=np.int64) for name in self._names
         }
         if self._offsets:
             arrays[OFFSETS] = np.array([row.offsets for row in encoded], dtype=np.int64)

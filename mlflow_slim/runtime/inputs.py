@@ -1,4 +1,7 @@
-"""What makes a model's inputs of what a person sends, as ``slim.json`` says: texts to tokens, images to pixels."""
+"""What makes a model's inputs of what a person sends, as ``slim.json`` says: texts to tokens, images to pixels.
+
+And what makes one answer of a model's outputs.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import numpy as np
 
 from .encoder import TokenizerFile
 from .images import ImageFile
+from .questions import open_windows
 
 Encoder: TypeAlias = Callable[[Sequence[Any]], dict[str, np.ndarray]]
 TOKENIZER = "tokenizer.json"
@@ -23,13 +27,21 @@ def open_encoder(
     Args:
         directory: The folder.
         inputs: The section of ``slim.json``; ``image`` holds the settings of an image model.
-        spec: ``max_length`` of a text model.
-        offsets: Whether to give the characters of each token, too.
+        spec: ``max_length`` of a text model, ``stride`` of one that reads in windows.
+        offsets: Whether to give the characters of each token, too, or what stands at the pieces of a context.
     """
     if "image" in inputs:
         return ImageFile(inputs["image"])
+    if "stride" in spec:
+        return open_windows(directory / TOKENIZER, inputs, spec, whole=offsets)
     encode = TokenizerFile(directory / TOKENIZER, inputs, max_length=int(spec["max_length"]), offsets=offsets)
     return each_alone(encode) if "pooling" in spec else encode
+
+
+def stacked(outputs: Sequence[np.ndarray]) -> np.ndarray:
+    """A model's outputs as one answer, float32: several ``(rows, ...)`` as ``(rows, ..., outputs)``."""
+    whole = outputs[0] if len(outputs) == 1 else np.stack(outputs, axis=-1)
+    return np.asarray(whole, dtype=np.float32)
 
 
 def each_alone(encode: Encoder) -> Encoder:

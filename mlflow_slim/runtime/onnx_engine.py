@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .external_data import check_external_data
+from .inputs import stacked
 
 logger = logging.getLogger(__name__)
 
@@ -40,20 +41,23 @@ def open_session(path: Path, *, threads: int) -> tuple[Any, dict[str, Any]]:
 
 
 class OnnxEngine:
-    """An open session over a graph whose first output is the answer.
+    """An open session over a graph whose first output is the answer, or that has several which are.
 
     Args:
         path: The ONNX file.
+        outputs: Names of the answer's parts; one of them alone may be called otherwise. Several are stacked behind.
         threads: Threads inside an operator, >= 1.
 
     Raises:
         ValueError: The file keeps weights in a place it must not name.
     """
 
-    def __init__(self, path: Path, *, threads: int) -> None:
+    def __init__(self, path: Path, *, outputs: Sequence[str], threads: int) -> None:
         check_external_data(path)
         self._session, self.settings = open_session(path, threads=threads)
+        self._outputs = list(outputs) if len(outputs) > 1 else None
 
     def forward(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
-        """First output of the graph, float32, ``(rows, ...)``."""
-        return np.asarray(self._session.run(None, dict(batch))[0], dtype=np.float32)
+        """The answer, float32, ``(rows, ...)``."""
+        found = self._session.run(self._outputs, dict(batch))
+        return stacked(found if self._outputs else found[:1])

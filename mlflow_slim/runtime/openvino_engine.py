@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from .inputs import stacked
 
 logger = logging.getLogger(__name__)
 
@@ -41,22 +43,24 @@ def open_graph(path: Path, *, threads: int) -> tuple[Any, dict[str, Any]]:
 
 
 class OpenVinoEngine:
-    """A compiled model.
+    """A compiled model whose first output is the answer, or that has several which are.
 
     Args:
         path: The model's XML file; its weights lie beside it.
+        outputs: Names of the answer's parts; one of them alone may be called otherwise. Several are stacked behind.
         threads: Threads of one inference, >= 1.
     """
 
-    def __init__(self, path: Path, *, threads: int) -> None:
+    def __init__(self, path: Path, *, outputs: Sequence[str], threads: int) -> None:
         self._compiled, self.settings = open_graph(path, threads=threads)
+        self._outputs: Sequence[Any] = outputs if len(outputs) > 1 else (0,)
         self._local = threading.local()
 
     def forward(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
-        """First output of the graph, float32, ``(rows, ...)``; an inference request is not shared between threads."""
+        """The answer, float32, ``(rows, ...)``; an inference request is not shared between threads."""
         if not hasattr(self._local, "request"):
             self._local.request = self._compiled.create_infer_request()
         # Without sharing, inputs and outputs are copied, which costs a twentieth of the time of a small model; the
         # answer is copied here, because the next inference writes into the same memory.
         results = self._local.request.infer(dict(batch), share_inputs=True, share_outputs=True)
-        return np.array(results[0], dtype=np.float32)
+        return stacked([np.array(results[output]) for output in self._outputs])

@@ -19,6 +19,7 @@ from .inputs import open_encoder, texts_of
 from .onnx_engine import MODEL, OnnxEngine
 from .pooling import finish, pool
 from .prompts import PromptFile
+from .questions import ENDS, ROWS, STARTS, at_pieces
 from .torch_engine import TorchEngine, load_model, to_int8, torch_encoder
 from .words import at_words, first_tokens
 
@@ -35,6 +36,8 @@ class Engine(Protocol):
 
 _FIRST_TOKENS = "first_tokens"
 _TEXTS_A_ROW = "texts_a_row"
+_WINDOWS = 32
+"""Windows of long contexts that are computed together."""
 
 
 def concatenate(parts: Sequence[np.ndarray]) -> np.ndarray:
@@ -121,6 +124,17 @@ class Tagger(Predictor):
         return at_words(super().forward(own), batch[_FIRST_TOKENS])
 
 
+class Answerer(Predictor):
+    """A model that marks the part of a context that answers a question; an input is a pair of them."""
+
+    def forward(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
+        """``(rows, 1 + pieces, 2)`` of one encoded batch, see `questions`; a few windows at a time."""
+        own = {name: array for name, array in batch.items() if name not in (STARTS, ENDS, ROWS)}
+        windows = range(0, len(batch[ROWS]), _WINDOWS)
+        said = [super(Answerer, self).forward({k: v[i : i + _WINDOWS] for k, v in own.items()}) for i in windows]
+        return at_pieces(np.concatenate(said), batch[STARTS], batch[ENDS], batch[ROWS])
+
+
 class Embedder(Predictor):
     """A model whose answer is a vector for each text; an input is a text, or a pair, which has two."""
 
@@ -171,16 +185,19 @@ def _open_encoder(
     bundle: Bundle, task: ModuleType, threads: int, device: str, *, make: type[Predictor] = Predictor
 ) -> Predictor | None:
     """A model that answers in one pass."""
-    offsets = make is Tagger
+    offsets = make in (Tagger, Answerer)
     if bundle.backend in ("onnxruntime", "openvino"):
         encoder = open_encoder(bundle.directory, bundle.inputs, bundle.spec, offsets=offsets)
         if bundle.backend == "openvino":
             graph = bundle.directory / openvino_engine.MODEL
-            return make(bundle, encoder, openvino_engine.OpenVinoEngine(graph, threads=threads), threads)
-        return make(bundle, encoder, OnnxEngine(bundle.directory / MODEL, threads=threads), threads)
+            opened = openvino_engine.OpenVinoEngine(graph, outputs=task.OUTPUTS, threads=threads)
+            return make(bundle, encoder, opened, threads)
+        return make(
+            bundle, encoder, OnnxEngine(bundle.directory / MODEL, outputs=task.OUTPUTS, threads=threads), threads
+        )
     if bundle.backend == "torch":
         model, compile_mode = _torch_model(bundle, task, device)
-        engine = TorchEngine(model, output=task.OUTPUT, threads=threads, compile_mode=compile_mode)
+        engine = TorchEngine(model, outputs=task.OUTPUTS, threads=threads, compile_mode=compile_mode)
         encode = torch_encoder(bundle.directory, bundle.inputs, bundle.spec, offsets=offsets)
         return make(bundle, encode, engine, threads)
     return None
@@ -237,6 +254,7 @@ def _torch_model(bundle: Bundle, task: ModuleType, device: str) -> tuple[Any, st
 _OPENERS: dict[str, Callable[[Bundle, ModuleType, int, str], Predictor | TextGenerator | None]] = {
     "encoder": _open_encoder,
     "tagger": partial(_open_encoder, make=Tagger),
+    "answerer": partial(_open_encoder, make=Answerer),
     "embedder": partial(_open_encoder, make=Embedder),
     "generator": _open_generator,
 }

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .encoder import OFFSETS, cut_long_pairs
-from .inputs import each_alone, open_encoder
+from .inputs import each_alone, open_encoder, stacked
 from .narrowed import narrow, shapes_in
 
 logger = logging.getLogger(__name__)
@@ -116,21 +116,21 @@ class TorchEngine:
 
     Args:
         model: The model, in eval mode, on the device it shall run on.
-        output: The field of its output that is the answer, such as ``logits``.
+        outputs: The fields of its output that are the answer, such as ``logits``; several are stacked behind.
         threads: Threads of torch, >= 1. torch keeps one number per process, so it is set again before a call
             when another engine has changed it.
         compile_mode: Mode of torch.compile; None runs the model as it is. Where compiling fails, the model is run as
             it is, with a warning.
     """
 
-    def __init__(self, model: Any, *, output: str, threads: int, compile_mode: str | None = None) -> None:
+    def __init__(self, model: Any, *, outputs: Sequence[str], threads: int, compile_mode: str | None = None) -> None:
         import torch
 
         self._torch = torch
         self._eager = self._model = model
         if compile_mode is not None:
             self._model = torch.compile(model, dynamic=True, mode=None if compile_mode == "default" else compile_mode)
-        self._output = output
+        self._outputs = tuple(outputs)
         self._threads = threads
         self._device = model.device
         self.settings = {
@@ -142,7 +142,7 @@ class TorchEngine:
         logger.debug("torch %s: %s", torch.__version__, self.settings)
 
     def forward(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
-        """The answer field, float32, ``(rows, ...)``; a GPU has finished when this returns."""
+        """The answer, float32, ``(rows, ...)``; a GPU has finished when this returns."""
         torch = self._torch
         if torch.get_num_threads() != self._threads:
             torch.set_num_threads(self._threads)
@@ -156,16 +156,16 @@ class TorchEngine:
                 logger.warning("torch.compile failed (%s); the model runs uncompiled, so slower.", error)
                 self._model, self.settings["compile"] = self._eager, "failed"
                 outputs = self._model(**inputs)
-            array: np.ndarray = getattr(outputs, self._output).float().cpu().numpy()
-        return array
+            arrays = [getattr(outputs, name).float().cpu().numpy() for name in self._outputs]
+        return stacked(arrays)
 
 
 def torch_encoder(
     directory: Path, inputs: Mapping[str, Any], spec: Mapping[str, Any], *, offsets: bool = False
 ) -> Callable[[Sequence[Any]], dict[str, np.ndarray]]:
-    """What encodes for a torch model: the model's own tokenizer; of images, what other runtimes use."""
-    if "image" in inputs:
-        return open_encoder(directory, inputs, spec)
+    """What encodes for a torch model: the model's own tokenizer; of images and windows, what other runtimes use."""
+    if "image" in inputs or "stride" in spec:
+        return open_encoder(directory, inputs, spec, offsets=offsets)
     encode = transformers_encoder(directory, inputs["names"], max_length=int(spec["max_length"]), offsets=offsets)
     return each_alone(encode) if "pooling" in spec else encode
 

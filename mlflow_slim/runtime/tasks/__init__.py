@@ -1,7 +1,7 @@
 """One file per task: which class loads it, what a row may be, how raw outputs become answers.
 
 Another task is another file, found by the task's name with dashes as underscores. It has ``LIBRARY_CLASS``,
-``OUTPUT``, ``KIND`` (which loader opens it, see `predictor`), ``COLUMNS`` of a table and ``OPTIONS`` beside them,
+``OUTPUTS``, ``KIND`` (which loader opens it, see `predictor`), ``COLUMNS`` of a table and ``OPTIONS`` beside them,
 ``check_rows(rows, spec)`` and ``respond(model, rows, params)``.
 """
 

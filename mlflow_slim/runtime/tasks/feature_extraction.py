@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..predictor import Predictor
 
 LIBRARY_CLASS = "AutoModel"
-OUTPUT = "last_hidden_state"
+OUTPUTS = ("last_hidden_state",)
 KIND = "embedder"
 COLUMNS = ("text",)
 OPTIONS = ()

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..predictor import Predictor
 
 LIBRARY_CLASS = "AutoModelForImageClassification"
-OUTPUT = "logits"
+OUTPUTS = ("logits",)
 KIND = "encoder"
 COLUMNS = ("image",)
 OPTIONS = ()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..predictor import Predictor
 
 LIBRARY_CLASS = "AutoModelForSequenceClassification"
-OUTPUT = "logits"
+OUTPUTS = ("logits",)
 KIND = "encoder"
 COLUMNS = ("text", "text_pair")
 OPTIONS = ()

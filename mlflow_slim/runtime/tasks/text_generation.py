@@ -14,7 +14,7 @@ from typing import Any
 from ..generation import TextGenerator, Writing
 
 LIBRARY_CLASS = "AutoModelForCausalLM"
-OUTPUT = "logits"
+OUTPUTS = ("logits",)
 KIND = "generator"
 COLUMNS = ("prompt", "messages")
 _HOW = ("max_new_tokens", "max_tokens", "temperature", "top_p", "seed", "stop")

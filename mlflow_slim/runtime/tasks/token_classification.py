@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..predictor import Predictor
 
 LIBRARY_CLASS = "AutoModelForTokenClassification"
-OUTPUT = "logits"
+OUTPUTS = ("logits",)
 KIND = "tagger"
 COLUMNS = ("text",)
 OPTIONS = ()
