@@ -87,7 +87,12 @@ def keep_layers(model: Any, kept: Sequence[int]) -> Any:
     parent_name, _, attribute = name.rpartition(".")
     chosen = ModuleList(layers[index] for index in kept)
     setattr(student.get_submodule(parent_name), attribute, chosen)
-    student.config.num_hidden_layers = len(kept)
+    try:
+        student.config.num_hidden_layers = len(kept)
+    except NotImplementedError as error:
+        raise ModelError(
+            f"Can't take layers out of a {student.config.model_type!r} model: its configuration counts them otherwise."
+        ) from error
     types = getattr(student.config, "layer_types", None)
     if isinstance(types, list | tuple) and len(types) == total:
         student.config.layer_types = [types[index] for index in kept]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .artifact import OptimizedModel
-from .errors import ModelError
+from .errors import ModelError, first_line
 from .interfaces import Task
 
 if TYPE_CHECKING:
@@ -103,10 +103,9 @@ def load_with_head(directory: Path, task: Task, *, seed: int, settings: Mapping[
             if shapes := shapes_in(directory):
                 info = narrow(model, info, directory, shapes)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
-            f"transformers can't load {str(directory)!r} for {task.name}: {first} Give a folder or hub id of "
-            f"{_KINDS[task.inputs]}."
+            f"transformers can't load {str(directory)!r} for {task.name}: {first_line(error)} Give a folder or "
+            f"hub id of {_KINDS[task.inputs]}."
         ) from error
     _check_encoder(model, info, directory)
     fresh = bool(info["missing_keys"]) or bool(info.get("mismatched_keys"))

@@ -22,6 +22,7 @@ A message says what is wrong, which value, and what to do, in that order.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -40,6 +41,7 @@ __all__ = [
     "TrainingDiverged",
     "UnsafeModelError",
     "did_you_mean",
+    "first_line",
 ]
 
 
@@ -117,3 +119,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     guess = f"Did you mean {near[0]!r}? " if near else ""
     return f"{guess}Known: {', '.join(names)}."
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says in its first line, without colours; its kind where it says nothing."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -86,9 +86,21 @@ class Traceable:
         return self._compare(self._engine, forward, _TOLERANCE, what)
 
     def _compare(self, engine: TorchEngine, forward: _Forward, tolerance: float, what: str) -> float:
+        def shown(compute: _Forward) -> Callable[[Sequence[Any]], np.ndarray]:
+            """What is computed for a batch, but for padding, of which some graphs say something else."""
+
+            def answer(texts: Sequence[Any]) -> np.ndarray:
+                batch = self.encode(texts)
+                outputs, mask = compute(batch), batch.get("attention_mask")
+                if mask is None or outputs.shape[:2] != mask.shape:
+                    return outputs
+                return outputs * mask.reshape(mask.shape + (1,) * (outputs.ndim - 2))
+
+            return answer
+
         return bundle.compare(
-            lambda texts: engine.forward(self.encode(texts)),
-            lambda texts: forward(self.encode(texts)),
+            shown(engine.forward),
+            shown(forward),
             self.sample,
             max_length=self.max_length,
             tolerance=tolerance,

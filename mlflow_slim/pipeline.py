@@ -295,9 +295,10 @@ class Flow:
             first, steps = steps[0], steps[1:]
         else:
             first = load_technique("finetune.full")(**self.recipe.baseline.model_dump())
-        labels = len(inputs.data.spec["labels"]) if "labels" in inputs.data.spec else 0
+        known = inputs.data.spec.get("labels")
+        labels = f"the {len(known)} labels of this data" if known else "this task"
         self.say(
-            f"The model {self.recipe.model!r} has no trained head for the {labels} labels of this data, "
+            f"The model {self.recipe.model!r} has no trained head for {labels}, "
             f"so it is fine-tuned first ({first.name}); the fine-tuned model is the baseline."
         )
         tuned = self.apply(first, source, inputs)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__, bundle
 from .catalog import load_backend
-from .errors import InputNotFound, ModelError, UnsafeModelError
+from .errors import InputNotFound, ModelError, UnsafeModelError, first_line
 from .measurement.spans import marks_spans
 from .runtime import onnx_engine, openvino_engine, tasks
 from .runtime.bundle import FORMAT, NAME
@@ -171,8 +171,7 @@ def _tokenizer(home: Path, name: str) -> Any:
                 str(home), local_files_only=True, trust_remote_code=False, use_fast=True
             )
     except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"The tokenizer of {name} can't be loaded: {reason}") from error
+        raise ModelError(f"The tokenizer of {name} can't be loaded: {first_line(error)}") from error
     if not found.is_fast or found.pad_token is None:
         lack = "padding token" if found.is_fast else "fast form (tokenizer.json)"
         raise ModelError(f"The tokenizer of {name} has no {lack}. Save it with one.")
@@ -221,7 +220,7 @@ def _input_names(work: Path, backend: str, name: str) -> list[str]:
             session, _ = onnx_engine.open_session(work / onnx_engine.MODEL, threads=1)
             names = [one.name for one in session.get_inputs()]
     except Exception as error:  # both runtimes raise kinds of their own
-        raise ModelError(f"{backend} can't open {name}: {str(error).strip().splitlines()[0]}") from error
+        raise ModelError(f"{backend} can't open {name}: {first_line(error)}") from error
     unknown = [one for one in names if one not in bundle.KNOWN_INPUTS]
     if unknown or "input_ids" not in names:
         raise ModelError(
@@ -238,7 +237,7 @@ def _try(directory: Path, backend: str, task: str, spec: Mapping[str, Any], name
     try:
         outputs = load_backend(backend).load(directory, threads=1).predict(checked)
     except Exception as error:  # both runtimes raise kinds of their own
-        raise ModelError(f"The graph {name} can't be run: {str(error).strip().splitlines()[0]}") from error
+        raise ModelError(f"The graph {name} can't be run: {first_line(error)}") from error
     if "labels" not in spec:
         return
     if outputs.ndim != (3 if "spans" in spec else 2) or outputs.shape[-1] != len(spec["labels"]):

@@ -19,7 +19,7 @@ from mlflow_slim.catalog import load_backend, load_technique
 from mlflow_slim.data import read_tables
 from mlflow_slim.errors import DataError, MeasurementError, ModelError
 from mlflow_slim.interfaces import Context
-from mlflow_slim.runtime.questions import ENDS, STARTS
+from mlflow_slim.runtime.questions import WINDOWS
 from mlflow_slim.runtime.tasks.question_answering import answers, check_rows
 from mlflow_slim.tasks.question_answering import TASK
 
@@ -341,7 +341,7 @@ def test_an_answer_is_learned_in_the_windows_that_hold_it_and_nothing_in_the_oth
         else:
             assert (start, end) == (0, 0)
             assert soft.argmax(axis=1).tolist() == [0, 0]
-        assert window[STARTS][0] == window[ENDS][0] == 0
+        assert window[WINDOWS][2] == 0
 
 
 def test_an_answer_within_a_token_is_the_token_that_holds_it(reader: tuple[OptimizedModel, Context]) -> None:

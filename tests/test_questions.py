@@ -11,8 +11,8 @@ from tokenizers import Tokenizer
 
 from mlflow_slim.runtime.questions import (
     ENDS,
-    ROWS,
     STARTS,
+    WINDOWS,
     WindowEncoder,
     at_pieces,
     best_spans,
@@ -94,17 +94,20 @@ def test_windows_cover_every_piece_of_a_long_context(kind: str, length: int, str
     encode = WindowEncoder(tokenizer, SETTINGS, max_length=length, stride=stride, whole=True)
     found = encode([("who was it?", long), ("what?", "red"), ("who was it? " * 40, long)])
     assert found["input_ids"].shape[1] <= length
-    assert (np.diff(found[ROWS]) >= 0).all() and set(found[ROWS]) == {0, 1, 2}
-    counts = np.bincount(found[ROWS])
+    assert (np.diff(found[WINDOWS][:, 0]) >= 0).all() and set(found[WINDOWS][:, 0]) == {0, 1, 2}
+    counts = np.bincount(found[WINDOWS][:, 0])
     assert counts[0] > 2 and counts[1] == 1, "a short context is one window"
     alone = places_of(np.array(tokenizer.encode(long, add_special_tokens=False).offsets), pieces_in(long))
     for row in (0, 2):
-        own = found[ROWS] == row
+        own = found[WINDOWS][:, 0] == row
         for name, wanted in zip((STARTS, ENDS), alone, strict=True):
-            seen = (found[name][own][:, 1:] >= 0).any(axis=0)
-            assert (seen[: len(wanted)] >= (wanted >= 0)).all(), f"{name}: {np.flatnonzero(~seen & (wanted >= 0))}"
-    assert (found[STARTS][:, 0] == 0).all(), "the first token stands for no answer"
-    assert (found[STARTS][found[ROWS] == 1, 2:] == -1).all(), "after the last piece"
+            seen = np.zeros(len(wanted), dtype=bool)
+            for (_, first, none), places in zip(found[WINDOWS][own], found[name][own], strict=True):
+                seen[first + np.flatnonzero(places >= 0)] = True
+                assert none == 0, "the first token stands for no answer"
+            assert (seen >= (wanted >= 0)).all(), f"{name}: {np.flatnonzero(~seen & (wanted >= 0))}"
+    assert (found[STARTS][found[WINDOWS][:, 0] == 1, 1:] == -1).all(), "after the last piece"
+    assert found[STARTS].shape[1] < length, "no more than a window holds"
     plain = WindowEncoder(tokenizer, SETTINGS, max_length=length, stride=stride)([("what?", "red")])
     assert set(plain) == set(SETTINGS["names"])
 
@@ -125,15 +128,16 @@ def test_windows_are_those_of_transformers() -> None:
     )
     for name in SETTINGS["names"]:
         assert (ours[name] == theirs[name]).all()
-    assert (ours[ROWS] == theirs["overflow_to_sample_mapping"]).all()
+    assert (ours[WINDOWS][:, 0] == theirs["overflow_to_sample_mapping"]).all()
 
 
 def test_a_piece_has_the_best_of_what_windows_say_and_a_row_no_answer_if_none_has() -> None:
-    starts = np.array([[0, 3, 4, -1], [0, -1, 3, 4], [0, 5, -1, -1]])
-    ends = np.array([[0, 3, 5, -1], [0, -1, 3, 5], [0, 5, -1, -1]])
+    starts = np.array([[3, 4], [3, 4], [5, -1]])
+    ends = np.array([[3, 5], [3, 5], [5, -1]])
+    windows = np.array([[0, 0, 0], [0, 1, 0], [1, 0, 0]])
     logits = np.arange(3 * 6 * 2, dtype=np.float32).reshape(3, 6, 2) + 1
     logits[1, 0] = -50
-    found = at_pieces(logits, starts, ends, np.array([0, 0, 1]))
+    found = at_pieces(logits, starts, ends, windows)
     assert found.shape == (2, 4, 2)
     assert found[0, 0].tolist() == [-50, -50], "the window that is surest that there is an answer"
     assert found[0, 1].tolist() == logits[0, 3].tolist()
@@ -184,4 +188,4 @@ def test_lengths_that_leave_no_room_are_told_apart() -> None:
     least = least_length(8, 3)
     encode = WindowEncoder(tokenizer, SETTINGS, max_length=least, stride=8, whole=True)
     found = encode([("w " * 300, "r " * 100)])
-    assert found["input_ids"].shape[1] == least and found[ROWS].max() == 0
+    assert found["input_ids"].shape[1] == least and found[WINDOWS][:, 0].max() == 0

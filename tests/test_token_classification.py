@@ -376,6 +376,31 @@ def test_an_exported_tagger_answers_as_its_source(
     assert not found[len(texts) - 2, 30].any(), "words beyond max_length have no answer"
 
 
+def test_a_graph_may_say_something_else_of_padding(rows_file: Path, tmp_path: Path) -> None:
+    """ModernBERT: where a window holds padding only, torch and onnxruntime attend to different nothings."""
+    import torch
+    import transformers
+    from conftest import make_tokenizer
+
+    tokenizer = make_tokenizer()
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    ends = {"pad_token_id": 0, "cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3}
+    config = transformers.ModernBertConfig(
+        vocab_size=len(tokenizer), local_attention=8, global_attn_every_n_layers=2, **sizes, **ends
+    )
+    torch.manual_seed(0)
+    transformers.AutoModelForTokenClassification.from_config(config).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    data = TASK.make_data(read(rows_file))
+    source = TASK.load_model(tmp_path / "model", data, max_length=60, seed=0)
+    texts = ["red", "the movie was not very " * 6]
+    exported = load_backend("onnxruntime").export(source, tmp_path / "graph", texts)
+    found = load_backend("onnxruntime").load(exported.directory, threads=1).predict(texts)
+    wanted = TASK.outputs(source.model, source.processor, texts, source.spec)
+    np.testing.assert_allclose(found, wanted, atol=2e-4)
+
+
 @pytest.mark.parametrize(
     "name",
     ["quantize.dynamic", *(pytest.param(f"quantize.{kind}", marks=pytest.mark.slow) for kind in ("static", "qat"))],

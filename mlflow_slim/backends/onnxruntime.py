@@ -27,7 +27,7 @@ from ..catalog import load_task
 from ..decoder_export import export_decoder
 from ..decoder_graph import write_onnx
 from ..decoder_quantization import block_for, linear_nodes, quantize_decoder
-from ..errors import ConfigError, ExportError, IntegrityError
+from ..errors import ConfigError, ExportError, IntegrityError, first_line
 from ..gptq import Codes, input_moments, solve
 from ..graph_export import Traceable, export_graph
 from ..interfaces import Kind, Scheme
@@ -227,9 +227,8 @@ class OnnxRuntimeBackend:
             except OSError:
                 raise
             except Exception as error:  # the exporter raises many kinds of its own
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                 raise ExportError(
-                    f"torch.onnx can't export {type(ready.model).__name__}: {reason}. Use the torch backend."
+                    f"torch.onnx can't export {type(ready.model).__name__}: {first_line(error)}. Use the torch backend."
                 ) from error
             return {"opset": _OPSET, **self._place(ready, plain, work)}
 

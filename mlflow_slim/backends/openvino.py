@@ -17,7 +17,7 @@ from typing import Any
 from .. import bundle
 from ..artifact import ExportedModel, OptimizedModel
 from ..decoder_export import export_decoder
-from ..errors import ConfigError, ExportError, IntegrityError
+from ..errors import ConfigError, ExportError, IntegrityError, first_line
 from ..graph_export import Traceable, export_graph
 from ..interfaces import Kind, Scheme
 from ..openvino_decoder import write_openvino
@@ -49,9 +49,8 @@ def _write(ready: Traceable, work: Path) -> dict[str, Any]:
     except OSError:
         raise
     except Exception as error:  # OpenVINO's frontend and torch's tracer raise many kinds of their own
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ExportError(
-            f"OpenVINO can't convert {type(ready.model).__name__}: {reason}. Use another backend."
+            f"OpenVINO can't convert {type(ready.model).__name__}: {first_line(error)}. Use another backend."
         ) from error
     engine = OpenVinoEngine(work / MODEL, outputs=ready.outputs, threads=1)
     difference = ready.difference(engine.forward, "The OpenVINO model")

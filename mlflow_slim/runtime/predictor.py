@@ -19,7 +19,7 @@ from .inputs import open_encoder, texts_of
 from .onnx_engine import MODEL, OnnxEngine
 from .pooling import finish, pool
 from .prompts import PromptFile
-from .questions import ENDS, ROWS, STARTS, at_pieces
+from .questions import ENDS, STARTS, WINDOWS, at_pieces
 from .torch_engine import TorchEngine, load_model, to_int8, torch_encoder
 from .words import at_words, first_tokens
 
@@ -36,7 +36,7 @@ class Engine(Protocol):
 
 _FIRST_TOKENS = "first_tokens"
 _TEXTS_A_ROW = "texts_a_row"
-_WINDOWS = 32
+_AT_ONCE = 32
 """Windows of long contexts that are computed together."""
 
 
@@ -129,10 +129,10 @@ class Answerer(Predictor):
 
     def forward(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
         """``(rows, 1 + pieces, 2)`` of one encoded batch, see `questions`; a few windows at a time."""
-        own = {name: array for name, array in batch.items() if name not in (STARTS, ENDS, ROWS)}
-        windows = range(0, len(batch[ROWS]), _WINDOWS)
-        said = [super(Answerer, self).forward({k: v[i : i + _WINDOWS] for k, v in own.items()}) for i in windows]
-        return at_pieces(np.concatenate(said), batch[STARTS], batch[ENDS], batch[ROWS])
+        own = {name: array for name, array in batch.items() if name not in (STARTS, ENDS, WINDOWS)}
+        parts = range(0, len(batch[WINDOWS]), _AT_ONCE)
+        said = [super(Answerer, self).forward({k: v[i : i + _AT_ONCE] for k, v in own.items()}) for i in parts]
+        return at_pieces(np.concatenate(said), batch[STARTS], batch[ENDS], batch[WINDOWS])
 
 
 class Embedder(Predictor):

@@ -18,7 +18,8 @@ from tokenizers import Tokenizer
 
 from .encoder import COLUMNS
 
-STARTS, ENDS, ROWS = "starts", "ends", "rows"
+STARTS, ENDS, WINDOWS = "starts", "ends", "windows"
+"""Names of the arrays that say where the pieces of a context stand, see `WindowEncoder`."""
 _PIECES = re.compile(r"[^\W\d_]+|\d+|\S")
 _NEVER = -1e9
 """Far below any logit; finite, so that differences stay numbers."""
@@ -49,8 +50,10 @@ def places_of(offsets: np.ndarray, pieces: np.ndarray) -> tuple[np.ndarray, np.n
 
     Args:
         offsets: ``(tokens, 2)`` characters of the tokens of a part of the context, in order.
-        pieces: Of the whole context.
+        pieces: Of that part.
     """
+    if not len(pieces):
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
     first = np.minimum(np.searchsorted(pieces[:, 1], offsets[:, 0], side="right"), len(pieces) - 1)
     begin = np.maximum(offsets[:, 0], pieces[first, 0])  # some tokens hold the space before a word
     kept = np.flatnonzero(offsets[:, 1] > begin)
@@ -67,6 +70,15 @@ def places_of(offsets: np.ndarray, pieces: np.ndarray) -> tuple[np.ndarray, np.n
     return starts, ends
 
 
+def _within(offsets: np.ndarray, pieces: np.ndarray) -> tuple[int, np.ndarray]:
+    """The first piece that these tokens touch, and ``(2, pieces)`` of `places_of` from there to the last."""
+    if not len(offsets):
+        return 0, np.zeros((2, 0), dtype=np.int64)
+    first = int(np.searchsorted(pieces[:, 1], offsets[0, 0], side="right"))
+    behind = int(np.searchsorted(pieces[:, 0], offsets[-1, 1], side="left"))
+    return first, np.stack(places_of(offsets, pieces[first : max(behind, first)]))
+
+
 class WindowEncoder:
     """Encodes pairs of question and context, a long context as several windows.
 
@@ -75,7 +87,7 @@ class WindowEncoder:
         inputs: ``names``, ``pad_token``, ``pad_id``, ``pad_type_id`` as in ``slim.json``.
         max_length: Tokens of a window, with the question and special tokens.
         stride: Tokens that two windows share.
-        whole: Whether to give `STARTS`, `ENDS` and `ROWS`, too.
+        whole: Whether to give `STARTS`, `ENDS` and `WINDOWS`, too.
     """
 
     def __init__(
@@ -102,27 +114,27 @@ class WindowEncoder:
     def __call__(self, rows: Sequence[Any]) -> dict[str, np.ndarray]:
         """``{name: (windows, tokens) int64}``, padded to the longest; the windows of a row follow each other.
 
-        `ROWS` is ``(windows,)`` the row of each; `STARTS` and `ENDS` are ``(windows, 1 + pieces)`` tokens, see
-        `places_of`, the first that of "no answer"; -1 after the last piece of a shorter context.
+        `WINDOWS` is ``(windows, 3)``: whose row each is of, the first piece in it, and the token that stands for "no
+        answer". `STARTS` and `ENDS` are ``(windows, pieces)`` from that piece on, see `places_of`.
         """
         encoded = self._windows.encode_batch([(self._cut(question), context) for question, context in rows])
-        windows = [(row, part) for row, whole in enumerate(encoded) for part in (whole, *whole.overflowing)]
+        parts = [(row, part) for row, whole in enumerate(encoded) for part in (whole, *whole.overflowing)]
         arrays = {
-            name: np.array([getattr(part, COLUMNS[name]) for _, part in windows], dtype=np.int64)
-            for name in self._names
+            name: np.array([getattr(part, COLUMNS[name]) for _, part in parts], dtype=np.int64) for name in self._names
         }
         if not self._whole:
             return arrays
         pieces = [pieces_in(context) for _, context in rows]
-        places = np.full((2, len(windows), 1 + max(map(len, pieces))), -1, dtype=np.int64)
-        for window, (row, part) in enumerate(windows):
-            real = np.array([sequence == 1 for sequence in part.sequence_ids])
-            places[:, window, 0] = np.argmax(part.special_tokens_mask)
-            if real.any():
-                found = places_of(np.array(part.offsets)[real], pieces[row])
-                number = np.append(np.flatnonzero(real), -1)  # for -1, the last of it
-                places[:, window, 1 : 1 + len(pieces[row])] = number[np.stack(found)]
-        return {**arrays, STARTS: places[0], ENDS: places[1], ROWS: np.array([row for row, _ in windows])}
+        windows, places = [], []
+        for row, part in parts:
+            real = np.flatnonzero([sequence == 1 for sequence in part.sequence_ids])
+            first, found = _within(np.array(part.offsets).reshape(-1, 2)[real], pieces[row])
+            windows.append((row, first, int(np.argmax(part.special_tokens_mask))))
+            places.append(np.append(real, -1)[found])  # -1 is the last of it
+        most = max(found.shape[1] for found in places)
+        padded = [np.pad(one, [(0, 0), (0, most - one.shape[1])], constant_values=-1) for one in places]
+        starts, ends = np.stack(padded, axis=1)
+        return {**arrays, STARTS: starts, ENDS: ends, WINDOWS: np.array(windows)}
 
     def _cut(self, question: str) -> str:
         """A question that leaves room for a context; few are this long."""
@@ -132,22 +144,27 @@ class WindowEncoder:
         return question if len(offsets) <= self._longest else question[: offsets[self._longest - 1][1]]
 
 
-def at_pieces(logits: np.ndarray, starts: np.ndarray, ends: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def at_pieces(logits: np.ndarray, starts: np.ndarray, ends: np.ndarray, windows: np.ndarray) -> np.ndarray:
     """``(rows, 1 + pieces, 2)`` of what windows say, see the top of this module.
 
     Args:
         logits: ``(windows, tokens, 2)``.
-        starts: ``(windows, 1 + pieces)``.
+        starts: ``(windows, pieces)`` as `WindowEncoder` gives them.
         ends: Likewise.
-        rows: ``(windows,)`` ascending.
+        windows: Likewise, ``(windows, 3)``.
     """
     places = np.stack([starts, ends], axis=2)
     said = np.where(places >= 0, np.take_along_axis(logits, np.maximum(places, 0), axis=1), -np.inf)
-    first = np.flatnonzero(np.diff(rows, prepend=-1))
-    best = np.maximum.reduceat(said, first, axis=0)
-    # A row has no answer if none of its windows has one.
-    order = np.lexsort((said[:, 0].sum(axis=1), rows))
-    best[:, 0] = said[order[first], 0]
+    none = np.take_along_axis(logits, windows[:, 2, None, None], axis=1)[:, 0]
+    numbers = np.arange(1, places.shape[1] + 1)[:, None]
+    counts = np.where(places >= 0, numbers, 0).max(axis=(1, 2), initial=0)
+    best = np.full((windows[-1, 0] + 1, 1 + (windows[:, 1] + counts).max(), 2), -np.inf)
+    best[:, 0] = np.inf
+    for (row, first, _), count, own, lacks in zip(windows, counts, said, none, strict=True):
+        there = best[row, 1 + first : 1 + first + count]
+        np.maximum(there, own[:count], out=there)
+        if lacks.sum() < best[row, 0].sum():  # a row has no answer if none of its windows has one
+            best[row, 0] = lacks
     return np.where(np.isfinite(best), best, 0.0).astype(np.float32)
 
 

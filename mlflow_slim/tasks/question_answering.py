@@ -19,6 +19,7 @@ from ..interfaces import Changes, Split, TaskData
 from ..runtime.questions import (
     ENDS,
     STARTS,
+    WINDOWS,
     WindowEncoder,
     at_pieces,
     best_spans,
@@ -134,7 +135,8 @@ class QuestionAnswering(TaskDefaults):
             real = arrays["attention_mask"].sum(axis=1) if "attention_mask" in arrays else [len(arrays["input_ids"][0])]
             for i, length in enumerate(real):
                 own = {name: arrays[name][i, :length].tolist() for name in names}
-                found.append({**own, STARTS: arrays[STARTS][i], ENDS: arrays[ENDS][i], "row": number})
+                window = (number, *arrays[WINDOWS][i, 1:])
+                found.append({**own, STARTS: arrays[STARTS][i], ENDS: arrays[ENDS][i], WINDOWS: window, "row": number})
         return found
 
     def align(self, row: Mapping[str, Any], values: Any) -> np.ndarray:
@@ -144,20 +146,21 @@ class QuestionAnswering(TaskDefaults):
         """
         import numpy as np
 
-        places = np.stack([row[STARTS], row[ENDS]])
+        places, (_, first, none) = np.stack([row[STARTS], row[ENDS]]), row[WINDOWS]
         if isinstance(values, bytes):
             spans = json.loads(values)["spans"]
-            return _tokens_of(places, spans[0]) if spans else places[:, 0]
-        shown = values[: places.shape[1]]
-        span = best_spans(shown[None], {"max_answer_length": len(shown), "unanswerable": False})[0]
+            tokens = _tokens_of(places, np.array(spans[0]) - first) if spans else None
+            return np.full(2, none) if tokens is None else tokens
+        span = best_spans(values[None], {"max_answer_length": len(values), "unanswerable": False})[0]
         placed = np.full((2, len(row["input_ids"])), _NEVER, dtype=np.float32)
-        if (_tokens_of(places, span) == places[:, 0]).all():
-            placed[:, places[0, 0]] = 0.0
+        if _tokens_of(places, span - first) is None:
+            placed[:, none] = 0.0
             return placed
-        for end in range(2):
-            at = places[end, : len(shown)]
-            there = (at >= 0) & (shown[:, end] != 0)
-            placed[end, at[there]] = shown[there, end]
+        placed[:, none] = values[0]
+        said = values[1 + first : 1 + first + places.shape[1]].T
+        for own, at, logits in zip(placed, places[:, : said.shape[1]], said, strict=True):
+            there = (at >= 0) & (logits != 0)
+            own[at[there]] = logits[there]
         return placed
 
     def answer(self, outputs: Any, inputs: Mapping[str, Any], spec: Mapping[str, Any]) -> Any:  # noqa: ARG002
@@ -189,7 +192,7 @@ class QuestionAnswering(TaskDefaults):
 
         said = outputs_of(model, processor, rows, of_tokens)
         starts, ends = (pad_behind([row[name] for row in rows], -1) for name in (STARTS, ENDS))
-        return at_pieces(said, starts, ends, np.array([row["row"] for row in rows]))
+        return at_pieces(said, starts, ends, np.array([row[WINDOWS] for row in rows]))
 
     def quality(self, outputs: np.ndarray, references: np.ndarray, spec: Mapping[str, Any]) -> dict[str, float]:
         """``exact_match`` and ``token_f1``, both SQuAD's, 0 to 1.
@@ -321,17 +324,17 @@ class QuestionAnswering(TaskDefaults):
         }
 
 
-def _tokens_of(places: np.ndarray, span: Sequence[int]) -> np.ndarray:
-    """``(2,)`` the tokens of a span of pieces in a window; those of "no answer" where it isn't whole in there.
+def _tokens_of(places: np.ndarray, span: np.ndarray) -> np.ndarray | None:
+    """``(2,)`` the tokens of a span of pieces in a window; None where it isn't whole in there.
 
     A piece that no token begins, or ends, with is part of a longer token, which is taken.
     """
     import numpy as np
 
-    starts, ends = places[:, 1:]
+    starts, ends = places
     begun, ended = np.flatnonzero(starts >= 0), np.flatnonzero(ends >= 0)
     if not len(begun) or not len(ended) or span[0] < begun[0] or span[1] > ended[-1]:
-        return places[:, 0]
+        return None
     return np.array([starts[begun[begun <= span[0]][-1]], ends[ended[ended >= span[1]][0]]])
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..artifact import OptimizedModel
 from ..chat import prompt_file
-from ..errors import DataError, MissingDependency, ModelError
+from ..errors import DataError, MissingDependency, ModelError, first_line
 from ..interfaces import Changes, Split, TaskData
 from ..runtime.prompts import shown
 from ..task_defaults import TaskDefaults
@@ -123,9 +123,8 @@ class TextGeneration(TaskDefaults):
                     dtype=torch.float32,
                 )
         except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ModelError(
-                f"transformers can't load {str(directory)!r} for {self.name}: {first} "
+                f"transformers can't load {str(directory)!r} for {self.name}: {first_line(error)} "
                 "Give a folder or hub id of a decoder model (Llama, Qwen, GPT-2 and the like) saved by transformers."
             ) from error
         if lacking := sorted(map(str, info["missing_keys"])):
