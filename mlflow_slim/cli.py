@@ -207,7 +207,8 @@ def _with_progress(work: Callable[[], Outcome], name: str, *, verbose: bool) -> 
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     if not verbose:
-        logging.getLogger("mlflow").setLevel(logging.ERROR)
+        for name in ("mlflow", "bitsandbytes"):  # the latter reports kernels that nobody asked for
+            logging.getLogger(name).setLevel(logging.ERROR)
     from .ledger import sentence
     from .tables import print_table
 
