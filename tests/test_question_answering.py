@@ -251,6 +251,14 @@ def test_scores_are_those_of_squad() -> None:
         TASK.quality(np.full((3, 12, 2), np.nan), references, spec)
 
 
+def test_agreement_is_the_share_of_pieces_in_both_answers() -> None:
+    spec = {"max_answer_length": 30, "unanswerable": True}
+    before = np.concatenate([outputs_for([(2, 5), (0, 1), (3, 3)], 8), outputs_for([(0, 0), (1, 1)], 8, none=9.0)])
+    after = np.concatenate([outputs_for([(2, 5), (1, 2), (5, 6), (4, 4)], 8), outputs_for([(0, 0)], 8, none=9.0)])
+    assert TASK.agreement(before, after, spec) == pytest.approx((1 + 0.5 + 0 + 0 + 1) / 5)
+    assert TASK.agreement(before, before, spec) == 1
+
+
 @pytest.mark.parametrize("metric", ["token_f1", "exact_match"])
 def test_a_difference_is_paired_and_never_sure_of_few_equal_rows(
     reader: tuple[OptimizedModel, Context], metric: str

@@ -249,7 +249,7 @@ class QuestionAnswering(TaskDefaults):
         return found.no_narrower(least_half_width(was == 1, now == 1, confidence=0.90))
 
     def changes(self, baseline: np.ndarray, candidate: np.ndarray, split: Split, spec: Mapping[str, Any]) -> Changes:
-        """Same answers and flips, divergence, the worst part of the rows, and the questions that lost most."""
+        """How much of the answers is the same, flips, divergence, the worst part of the rows, and the questions that lost."""
         import numpy as np
 
         from ..measurement.fidelity import ratio_slices, row_slices, shortened, worst_of
@@ -292,9 +292,15 @@ class QuestionAnswering(TaskDefaults):
         return Changes(metrics | worst_metric, worst_tag, {"broken_rows": table, "slices": slices})
 
     def agreement(self, baseline: np.ndarray, candidate: np.ndarray, spec: Mapping[str, Any]) -> float:
-        """Share of rows with the same answer."""
-        same = self.decide(baseline, spec) == self.decide(candidate, spec)
-        return float(same.all(axis=1).mean())
+        """How much of the answers is the same: twice the pieces in both by the pieces in either, mean over rows."""
+        import numpy as np
+
+        (starts, ends), (others, others_ends) = (self.decide(outputs, spec).T for outputs in (baseline, candidate))
+        lengths = [np.where(a >= 0, b - a + 1, 0) for a, b in ((starts, ends), (others, others_ends))]
+        shared = np.maximum(np.minimum(ends, others_ends) - np.maximum(starts, others) + 1, 0)
+        shared = np.where((starts >= 0) & (others >= 0), shared, 0)
+        whole = sum(lengths)
+        return float(np.where(whole > 0, 2 * shared / np.maximum(whole, 1), 1.0).mean())
 
     def correct(self, outputs: np.ndarray, references: np.ndarray, spec: Mapping[str, Any]) -> np.ndarray:
         """``(rows,)`` bool: the answer is one of the right ones."""
