@@ -249,7 +249,7 @@ class QuestionAnswering(TaskDefaults):
         return found.no_narrower(least_half_width(was == 1, now == 1, confidence=0.90))
 
     def changes(self, baseline: np.ndarray, candidate: np.ndarray, split: Split, spec: Mapping[str, Any]) -> Changes:
-        """How much of the answers is the same, flips, divergence, the worst part of the rows, and the questions that lost."""
+        """How much of the answers is the same, flips, divergence, the worst part of the rows, and what lost most."""
         import numpy as np
 
         from ..measurement.fidelity import ratio_slices, row_slices, shortened, worst_of
