@@ -158,14 +158,15 @@ def at_pieces(logits: np.ndarray, starts: np.ndarray, ends: np.ndarray, windows:
     none = np.take_along_axis(logits, windows[:, 2, None, None], axis=1)[:, 0]
     numbers = np.arange(1, places.shape[1] + 1)[:, None]
     counts = np.where(places >= 0, numbers, 0).max(axis=(1, 2), initial=0)
-    best = np.full((windows[-1, 0] + 1, 1 + (windows[:, 1] + counts).max(), 2), -np.inf)
+    shape = (windows[-1, 0] + 1, 1 + (windows[:, 1] + counts).max(), 2)
+    best = np.full(shape, -np.inf, dtype=np.float32)
     best[:, 0] = np.inf
     for (row, first, _), count, own, lacks in zip(windows, counts, said, none, strict=True):
         there = best[row, 1 + first : 1 + first + count]
         np.maximum(there, own[:count], out=there)
         if lacks.sum() < best[row, 0].sum():  # a row has no answer if none of its windows has one
             best[row, 0] = lacks
-    return np.where(np.isfinite(best), best, 0.0).astype(np.float32)
+    return np.where(np.isfinite(best), best, np.float32(0))
 
 
 def best_spans(outputs: np.ndarray, spec: Mapping[str, Any]) -> np.ndarray:
