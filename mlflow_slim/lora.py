@@ -134,6 +134,8 @@ def _to_nf4(model: Any, device: str) -> Any:
         new = upstream.nn.Linear4bit(
             old.in_features, old.out_features, bias=old.bias is not None, compute_dtype=old.weight.dtype
         )
+        # On CPUs with bfloat16 it would pack weights for answering when it is asked in between, and train with those.
+        new.support_avx512bf16_for_cpu = False
         new.weight = upstream.nn.Params4bit(old.weight.data, requires_grad=False, quant_type="nf4")
         new.bias = old.bias
         new = new.to(device)  # this rounds
