@@ -37,7 +37,7 @@ __all__ = [
     "watched_inputs",
 ]
 
-Importance: TypeAlias = Literal["taylor", "activation"]
+Importance: TypeAlias = Literal["auto", "taylor", "activation"]
 _BATCH = 16
 
 
@@ -75,7 +75,7 @@ def unit_scores(
         source: The model; it is left as it is.
         sizes: Name of a module whose input holds the units -> width of one unit.
         context: Rows and task.
-        importance: ``taylor`` or ``activation``.
+        importance: ``taylor``, ``activation``, or ``auto``: the former where there are labels.
         rows: Training rows to look at, at most; taken evenly.
 
     Raises:
@@ -83,6 +83,8 @@ def unit_scores(
     """
     import numpy as np
 
+    if importance == "auto":
+        importance = "activation" if context.task.labels == "scores" else "taylor"
     if importance == "taylor" and context.task.labels == "scores":
         raise ModelError(
             f"importance=taylor goes by the loss of labels, and {context.task.name} has none. Write "

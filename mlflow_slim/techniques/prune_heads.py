@@ -28,7 +28,9 @@ class PruneHeads(Recovery):
     scope: Literal["layer", "global"] = Field(
         "layer", description="layer: the same share of each layer; global: the least important of all layers."
     )
-    importance: Importance = Field("taylor", description="taylor: what the loss feels; activation: what is sent on.")
+    importance: Importance = Field(
+        "auto", description="taylor: what the loss feels; activation: what is sent on; auto: taylor where labels are."
+    )
     rows: int = Field(512, ge=1, description="Training rows to score heads on, at most.")
 
     def check(self, source: OptimizedModel) -> None:

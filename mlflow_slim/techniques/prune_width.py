@@ -35,7 +35,9 @@ class PruneWidth(Recovery):
         0.0, ge=0, lt=1, description="Share of the hidden states' dimensions to take out, rounded to whole heads."
     )
     head_sparsity: float = Field(0.0, ge=0, lt=1, description="Share of each layer's attention heads to take out.")
-    importance: Importance = Field("taylor", description="taylor: what the loss feels; activation: what is sent on.")
+    importance: Importance = Field(
+        "auto", description="taylor: what the loss feels; activation: what is sent on; auto: taylor where labels are."
+    )
     rows: int = Field(512, ge=1, description="Training rows to score neurons on, at most.")
 
     def check(self, source: OptimizedModel) -> None:
