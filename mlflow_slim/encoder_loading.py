@@ -13,7 +13,7 @@ from .interfaces import Task
 if TYPE_CHECKING:
     from .data.tables import InputKind
 
-__all__ = ["load_encoder", "load_processor", "load_with_head"]
+__all__ = ["check_offsets", "load_encoder", "load_processor", "load_with_head"]
 
 _KINDS = {
     "texts": "a text encoder saved by transformers",
@@ -71,6 +71,15 @@ def load_encoder(
         model.config.pad_token_id = tokenizer.pad_token_id
     own = {**spec, "max_length": max_length or min(x for x in (usual_length, limit or 512) if x)}
     return OptimizedModel(model.eval(), tokenizer, task.name, own, trained=not fresh, source=str(directory))
+
+
+def check_offsets(tokenizer: Any, what: str) -> None:
+    """Raises ModelError when a tokenizer doesn't say which characters its tokens stand for; ``what`` is sought."""
+    if not tokenizer.is_fast:
+        raise ModelError(
+            f"{type(tokenizer).__name__} doesn't say which characters a token stands for, so {what} can't be "
+            "found in it. Use the model's fast tokenizer (a folder with tokenizer.json)."
+        )
 
 
 def load_with_head(directory: Path, task: Task, *, seed: int, settings: Mapping[str, Any]) -> tuple[Any, Any, bool]:

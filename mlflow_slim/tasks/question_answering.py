@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..artifact import OptimizedModel
-from ..encoder_loading import load_encoder
+from ..encoder_loading import check_offsets, load_encoder
 from ..errors import DataError, MeasurementError, ModelError
 from ..interfaces import Changes, Split, TaskData
 from ..runtime.questions import (
@@ -28,7 +28,7 @@ from ..runtime.questions import (
     pieces_in,
     usual_stride,
 )
-from ..runtime.tasks.question_answering import answers
+from ..runtime.tasks.question_answering import characters_of
 from ..task_defaults import TaskDefaults
 
 if TYPE_CHECKING:
@@ -106,11 +106,7 @@ class QuestionAnswering(TaskDefaults):
             directory, self, data.spec, max_length=max_length, seed=seed, settings={}, special_tokens_of_pairs=True
         )
         tokenizer = loaded.processor
-        if not tokenizer.is_fast:
-            raise ModelError(
-                f"{type(tokenizer).__name__} doesn't say which characters a token stands for, so answers can't be "
-                "found in it. Use the model's fast tokenizer (a folder with tokenizer.json)."
-            )
+        check_offsets(tokenizer, "answers")
         tokenizer.padding_side = "right"  # as windows are padded
         length = int(loaded.spec["max_length"])
         stride = usual_stride(length) if data.spec["stride"] is None else int(data.spec["stride"])
@@ -257,7 +253,8 @@ class QuestionAnswering(TaskDefaults):
 
         both = concatenate([baseline, candidate])
         baseline, candidate = both[: len(baseline)], both[len(baseline) :]
-        before, after = (self._scores(outputs, split.references, spec) for outputs in (baseline, candidate))
+        texts = [self._texts(outputs, split.references, spec) for outputs in (baseline, candidate)]
+        before, after = (_scores_of(found, split.references) for found in texts)
         was, now = (scores["exact_match"] == 1 for scores in (before, after))
         shares = [np.maximum(likelihoods(outputs, spec), 1e-12) for outputs in (baseline, candidate)]
         metrics = {
@@ -266,7 +263,6 @@ class QuestionAnswering(TaskDefaults):
             "positive_flips": float((~was & now).mean()),
             "mean_kl": float((shares[0] * np.log(shares[0] / shares[1])).sum(axis=2).mean()),
         }
-        texts = [self._texts(outputs, split.references, spec) for outputs in (baseline, candidate)]
         lost = before["token_f1"] - after["token_f1"]
         table = [
             {
@@ -313,21 +309,25 @@ class QuestionAnswering(TaskDefaults):
 
     def _texts(self, outputs: np.ndarray, references: np.ndarray, spec: Mapping[str, Any]) -> list[str]:
         contexts = [json.loads(key)["context"] for key in references]
-        texts: list[str] = answers(contexts, outputs, spec)["answer"].tolist()
-        return texts
+        places = characters_of(contexts, self.decide(outputs, spec))
+        return [context[start:end] for context, (start, end) in zip(contexts, places, strict=True)]
 
     def _scores(self, outputs: np.ndarray, references: np.ndarray, spec: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """``(rows,)`` of every metric: against the right answer that comes nearest."""
-        import numpy as np
+        return _scores_of(self._texts(outputs, references, spec), references)
 
-        from ..measurement.text_quality import normalized, token_f1
 
-        right = [json.loads(key)["texts"] or [""] for key in references]
-        pairs = list(zip(self._texts(outputs, references, spec), right, strict=True))
-        return {
-            "exact_match": np.array([float(normalized(text) in map(normalized, all_)) for text, all_ in pairs]),
-            "token_f1": np.array([max(token_f1(text, one) for one in all_) for text, all_ in pairs]),
-        }
+def _scores_of(texts: Sequence[str], references: np.ndarray) -> dict[str, np.ndarray]:
+    """``(rows,)`` of every metric: against the right answer that comes nearest."""
+    import numpy as np
+
+    from ..measurement.text_quality import normalized, token_f1
+
+    right = [json.loads(key)["texts"] or [""] for key in references]
+    pairs = list(zip(texts, right, strict=True))
+    return {
+        "exact_match": np.array([float(normalized(text) in map(normalized, all_)) for text, all_ in pairs]),
+        "token_f1": np.array([max(token_f1(text, one) for one in all_) for text, all_ in pairs]),
+    }
 
 
 def _tokens_of(places: np.ndarray, span: np.ndarray) -> np.ndarray | None:

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..artifact import OptimizedModel
 from ..class_names import head_settings, label_order, match_labels, model_labels, unknown_labels
-from ..encoder_loading import load_encoder
-from ..errors import ModelError
+from ..encoder_loading import check_offsets, load_encoder
 from ..interfaces import Changes, Split, TaskData
 from ..runtime.words import at_words, first_tokens
 from ..task_defaults import TaskDefaults
@@ -101,11 +100,7 @@ class TokenClassification(TaskDefaults):
             seed=seed,
             settings=head_settings(data.spec["labels"]),
         )
-        if not loaded.processor.is_fast:
-            raise ModelError(
-                f"{type(loaded.processor).__name__} doesn't say which characters a token stands for, so words can't be "
-                "found in it. Use the model's fast tokenizer (a folder with tokenizer.json)."
-            )
+        check_offsets(loaded.processor, "words")
         return replace(loaded, trained=loaded.trained and data.report.get("labels_from") == "model")
 
     def encode(self, processor: Any, inputs: Sequence[Any], spec: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -76,12 +76,18 @@ def answers(contexts: Sequence[str], outputs: np.ndarray, spec: Mapping[str, Any
         from 0 to 0 where there is none.
     """
     spans, shares = best_spans(outputs, spec), likelihoods(outputs, spec)
-    places = []
-    for context, (first, last) in zip(contexts, spans, strict=True):
-        pieces = pieces_in(context)
-        places.append((int(pieces[first, 0]), int(pieces[last, 1])) if first >= 0 else (0, 0))
+    places = characters_of(contexts, spans)
     row = np.arange(len(spans))
     score = shares[row, 0, spans[:, 0] + 1] * shares[row, 1, spans[:, 1] + 1]
     texts = [context[start:end] for context, (start, end) in zip(contexts, places, strict=True)]
     start, end = zip(*places, strict=True)
     return pd.DataFrame({"answer": texts, "score": score, "start": start, "end": end})
+
+
+def characters_of(contexts: Sequence[str], spans: np.ndarray) -> list[tuple[int, int]]:
+    """The first character of each span of pieces, and the one after its last; 0 and 0 where there is none."""
+    found = []
+    for context, (first, last) in zip(contexts, spans, strict=True):
+        pieces = pieces_in(context)
+        found.append((int(pieces[first, 0]), int(pieces[last, 1])) if first >= 0 else (0, 0))
+    return found
