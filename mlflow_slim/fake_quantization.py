@@ -20,7 +20,8 @@ def fake_quantized(model: Any, *, reduce_range: bool = False) -> Iterator[list[s
     """Inside, linear modules of ``model`` round weights and what they are fed; after, its trained weights are plain.
 
     Weights are symmetric, with a scale for each output channel; activations have 8 bits, with scale and zero point of
-    the batch at hand. Embeddings, which lose little in 8 bits, stay as they are.
+    the batch at hand. Embeddings, which lose little in 8 bits, stay as they are. Dropout is off inside, while training,
+    too: its noise is many times that of the rounding, and would be what is learned about.
 
     Args:
         model: A torch module; changed inside, and given back as plain modules.
@@ -51,12 +52,14 @@ def fake_quantized(model: Any, *, reduce_range: bool = False) -> Iterator[list[s
 
     linear = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
     hooks = []
+    model.train = lambda _=True: torch.nn.Module.train(model, False)
     for module in linear.values():
         parametrize.register_parametrization(module, "weight", Rounded())
         hooks.append(module.register_forward_pre_hook(round_input))
     try:
         yield list(linear)
     finally:
+        del model.train
         for hook in hooks:
             hook.remove()
         for module in linear.values():

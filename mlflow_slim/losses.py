@@ -88,7 +88,7 @@ def distillation_loss(
 
     Args:
         student_logits: ``(batch, classes)``.
-        teacher_logits: ``(batch, classes)``, carries no gradient.
+        teacher_logits: ``(batch, classes)``, carries no gradient; -inf takes a class from both distributions.
         temperature: Softening of both distributions, > 0.
         multi_label: Every class is a yes-or-no question of its own: the sum of the classes' divergences.
         kind: As in `divergence_of`.
@@ -104,7 +104,11 @@ def distillation_loss(
 
     if not temperature > 0:
         raise ValueError(f"temperature must be over 0, got {temperature}.")
-    student, teacher = student_logits / temperature, teacher_logits / temperature
+    # The lowest number that float16 has room for, and not -inf, of which the difference is no number.
+    student, teacher = (
+        logits.masked_fill(torch.isneginf(teacher_logits), -6e4) / temperature
+        for logits in (student_logits, teacher_logits)
+    )
     if multi_label:  # a yes-or-no question is a softmax over (logit, 0)
         student = torch.stack([student, torch.zeros_like(student)], dim=-1)
         teacher = torch.stack([teacher, torch.zeros_like(teacher)], dim=-1)

@@ -59,6 +59,23 @@ def test_rounding_is_inside_only_and_gradients_pass(reduce_range: bool) -> None:
     assert (answers(source) == plain).all()
 
 
+def test_nothing_is_dropped_out_inside() -> None:
+    source = tiny_source()
+    encoded = source.processor(["good bad good"], return_tensors="pt")
+
+    def twice() -> bool:
+        with torch.no_grad():
+            return bool((source.model(**encoded).logits == source.model(**encoded).logits).all())
+
+    source.model.train()
+    assert not twice(), "there is dropout to switch off"
+    with fake_quantized(source.model):
+        source.model.train()
+        assert twice()
+    source.model.train()
+    assert source.model.training and not twice()
+
+
 def test_rounding_in_training_is_what_the_graph_does(tmp_path: Path) -> None:
     """Where one channel spoils the rounding, both go wrong in the same direction and by as much."""
     source = spoilt()

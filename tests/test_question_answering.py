@@ -19,9 +19,13 @@ from mlflow_slim.catalog import load_backend, load_technique
 from mlflow_slim.data import read_tables
 from mlflow_slim.errors import DataError, MeasurementError, ModelError
 from mlflow_slim.interfaces import Context
+from mlflow_slim.lessons import Teaching, make_lesson
 from mlflow_slim.runtime.questions import WINDOWS
 from mlflow_slim.runtime.tasks.question_answering import answers, check_rows
 from mlflow_slim.tasks.question_answering import TASK
+from mlflow_slim.training import collate, training_rows
+
+torch = pytest.importorskip("torch")
 
 FILLERS = ("the", "movie", "was", "plot", "story", "and", "very", "not", "zebra")
 KINDS = {  # which word of the question asks for which of the context
@@ -308,7 +312,6 @@ def test_a_fine_tuned_model_reads_the_question_and_the_context(reader: tuple[Opt
 
 
 def test_outputs_are_those_of_transformers_at_the_tokens_of_the_pieces(reader: tuple[OptimizedModel, Context]) -> None:
-    import torch
 
     model, _ = reader
     row = ("film ?", "zebra red, was")  # zebra has five tokens
@@ -349,7 +352,32 @@ def test_an_answer_is_learned_in_the_windows_that_hold_it_and_nothing_in_the_oth
         else:
             assert (start, end) == (0, 0)
             assert soft.argmax(axis=1).tolist() == [0, 0]
+            told = np.isfinite(soft[:, [own.index(word) for word in ("movie", "very", "the") if word in own]])
+            assert told.size and told.all(), "that the answer is none of them is to be learned"
+        assert np.isneginf(soft[:, own.index("[SEP]")]).all()
         assert window[WINDOWS][2] == 0
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_a_model_has_nothing_to_learn_from_itself(reader: tuple[OptimizedModel, Context], temperature: float) -> None:
+    model, context = reader
+    lesson = make_lesson(model, model, context, Teaching(temperature, alpha=1.0))
+    rows = training_rows(model, context.data.train, context, lesson.columns)[:24]
+    batch = collate(model.processor, rows)
+    inputs = {name: batch[name] for name in model.processor.model_input_names}
+
+    def lost() -> float:
+        with torch.no_grad():
+            said = TASK.answer(model.model(**inputs), inputs, model.spec)
+        return float(lesson.loss(model.model, inputs, said, batch))
+
+    assert abs(lost()) < 1e-4
+    head = model.model.qa_outputs.weight
+    with torch.no_grad():
+        head.mul_(1.5)
+        worse = lost()
+        head.div_(1.5)
+    assert worse > 1e-2
 
 
 def test_an_answer_within_a_token_is_the_token_that_holds_it(reader: tuple[OptimizedModel, Context]) -> None:

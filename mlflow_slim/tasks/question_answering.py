@@ -138,7 +138,8 @@ class QuestionAnswering(TaskDefaults):
     def align(self, row: Mapping[str, Any], values: Any) -> np.ndarray:
         """Of right answers ``(2,)`` the tokens that the first begins and ends with; of raw outputs ``(2, tokens)``.
 
-        A window that doesn't hold the answer has none, which its first token stands for.
+        A window that doesn't hold the answer has none, which its first token stands for. Raw outputs are -inf at tokens
+        that begin or end no piece: nobody asks what a model says of them.
         """
         import numpy as np
 
@@ -148,8 +149,10 @@ class QuestionAnswering(TaskDefaults):
             tokens = _tokens_of(places, np.array(spans[0]) - first) if spans else None
             return np.full(2, none) if tokens is None else tokens
         span = best_spans(values[None], {"max_answer_length": len(values), "unanswerable": False})[0]
-        placed = np.full((2, len(row["input_ids"])), _NEVER, dtype=np.float32)
+        placed = np.full((2, len(row["input_ids"])), -np.inf, dtype=np.float32)
         if _tokens_of(places, span - first) is None:
+            for own, at in zip(placed, places, strict=True):
+                own[at[at >= 0]] = _NEVER
             placed[:, none] = 0.0
             return placed
         placed[:, none] = values[0]

@@ -40,7 +40,12 @@ class QuantizeQat(QuantizeOptions):
         True, description="Train only where quantizing alone misses max_drop or min_agreement; false: always."
     )
     temperature: float = Field(2.0, gt=0, le=100, description="Softening of both distributions.")
-    alpha: float = Field(0.5, ge=0, le=1, description="Weight of the float model's answers against the labels.")
+    alpha: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Weight of the float model's answers against the labels; 1: only to answer as before.",
+    )
     epochs: float = Field(2.0, gt=0, le=1000, description="Passes over the training rows.")
     learning_rate: float = Field(2e-5, gt=0, lt=1, description="Peak learning rate of AdamW; small, for fine steps.")
     batch_size: int = Field(32, ge=1, le=4096, description="Rows per training step.")
