@@ -174,11 +174,14 @@ class _Search:
         return outputs
 
     def _try(self, scheme: Scheme) -> _Trial:
-        import numpy as np
-
         self.tried += 1
         folder = self.folder / f"trial-{self.tried}"
         self.backend.quantize(self.exported, self.source, folder, scheme, self.calibration)
+        return self._judged(scheme, folder)
+
+    def _judged(self, scheme: Scheme, folder: Path) -> _Trial:
+        import numpy as np
+
         found, task, spec = self._answers(folder), self.context.task, self.source.spec
         if not np.isfinite(found).all():
             raise ExportError("The quantized model answers with values that are no numbers. Try per_channel=true.")
@@ -199,7 +202,8 @@ class _Search:
             if self.holds(chosen):
                 break
         else:
-            if back_to_float:
+            # Where training changed the model by more than the margin, all of it in float wouldn't hold either.
+            if back_to_float and self.holds(self._judged(chosen.scheme, self.exported.directory)):
                 chosen = self._back_to_float(chosen)
         logger.info(
             "%s: %d of %d matrices in integers%s; %.1f %% of %d validation rows answered as before",

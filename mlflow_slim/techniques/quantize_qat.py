@@ -47,7 +47,12 @@ class QuantizeQat(QuantizeOptions):
         description="Weight of the float model's answers against the labels; 1: only to answer as before.",
     )
     epochs: float = Field(2.0, gt=0, le=1000, description="Passes over the training rows.")
-    learning_rate: float = Field(2e-5, gt=0, lt=1, description="Peak learning rate of AdamW; small, for fine steps.")
+    learning_rate: float = Field(
+        5e-6,
+        gt=0,
+        lt=1,
+        description="Peak learning rate of AdamW; small, as larger steps change more than rounding does.",
+    )
     batch_size: int = Field(32, ge=1, le=4096, description="Rows per training step.")
     weight_decay: float = Field(0.0, ge=0, lt=1, description="Decoupled weight decay.")
 
