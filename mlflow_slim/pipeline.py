@@ -342,8 +342,9 @@ class Flow:
                 self.recipe_run.log_progress(name, value, at)
         if not outcome.builds:  # they lie in it until they are exported
             shutil.rmtree(workdir, ignore_errors=True)
-        if "caution" in outcome.lineage[-1].notes:
-            self.say(str(outcome.lineage[-1].notes["caution"]))
+        for told in ("comparison", "caution"):
+            if told in outcome.lineage[-1].notes:
+                self.say(str(outcome.lineage[-1].notes[told]))
         return outcome
 
     def metered(self, name: str, work: Callable[[], OptimizedModel]) -> tuple[OptimizedModel, OptimizationCost]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
 import pytest
 from test_backends import random_texts, tiny_source
@@ -102,6 +103,7 @@ def test_it_trains_only_where_int8_alone_is_not_good_enough(tmp_path: Path) -> N
     (tmp_path / "a").mkdir()
     fine = QuantizeQat(max_drop=0.9, **options).apply(source, context(source, tmp_path / "a", backends=backends))
     assert fine.lineage[-1].notes["trained"] is False
+    assert "nothing was trained" in fine.lineage[-1].notes["comparison"]
     (tmp_path / "b").mkdir()
     # With 8 bits, and a CPU that adds their products exactly, this model may answer all rows as before.
     strict = QuantizeQat(max_drop=0.0, reduce_range=True, **{**options, "min_agreement": 1.0})
@@ -118,6 +120,10 @@ def test_it_trains_only_where_int8_alone_is_not_good_enough(tmp_path: Path) -> N
     assert all(torch.equal(state[name], value) for name, value in source.model.state_dict().items())
     exported = load_backend("onnxruntime").export(forced, tmp_path / "out", random_texts(4, seed=2))
     assert exported.variant == "distill.logits+quantize.qat@onnxruntime"
+    for form in ("without_training", "with_training"):
+        assert f"{-figures[form]['calibration_drop']:+.4f}" in notes["comparison"]
+        assert f"{figures[form]['calibration_agreement']:.1%}" in notes["comparison"]
+    assert notes["comparison"].endswith(f"Taken: {figures['taken']}.")
 
 
 def test_kinds_that_a_runtime_lacks_are_refused(tmp_path: Path) -> None:
@@ -135,4 +141,6 @@ def test_a_recipe_with_it_is_measured_and_logged(
     outcome = slim.run("quantize", **options(tiny_classifier_dir, reviews, steps=steps))
     assert outcome.points[-1].exported.variant == "quantize.qat@onnxruntime"
     assert "quality/accuracy_delta" in outcome.reports[-1].metrics
-    assert outcome.points[-1].exported.lineage[-1].notes["trained"] is True
+    notes = outcome.points[-1].exported.lineage[-1].notes
+    assert notes["trained"] is True
+    assert "int8 alone changes the metric by" in mlflow.get_run(outcome.run_id).data.tags["mlflow.note.content"]

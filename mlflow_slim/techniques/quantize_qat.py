@@ -69,7 +69,10 @@ class QuantizeQat(QuantizeOptions):
         plain = quantize_for_backends(self.name, self, choices, source, _into(context, "without"), back_to_float=False)
         before = _figures(plain)
         if self.when_needed and all(map(self._holds, before.values())):
-            why = {"trained": False, "because": "int8 alone holds max_drop and min_agreement"}
+            told = [
+                f"{self.name} on {name}: int8 alone {_told(before[name])}, so nothing was trained." for name in before
+            ]
+            why = {"trained": False, "comparison": " ".join(told)}
             return source.after(self._record({**before, **why}), source.model, builds=plain.builds)
         student = replace(source, model=copy.deepcopy(source.model))
         reduced = all(figures["reduce_range"] for figures in before.values())
@@ -86,7 +89,7 @@ class QuantizeQat(QuantizeOptions):
         after = _figures(tuned)
         builds = {}
         notes: dict[str, Any] = {"trained": True, "modules_that_rounded": len(modules), **fitted.notes()}
-        cautions = []
+        told, cautions = [], []
         for name, build in tuned.builds.items():
             better = self._worth(after[name]) > self._worth(before[name])
             builds[name] = build if better else plain.builds[name]
@@ -97,12 +100,13 @@ class QuantizeQat(QuantizeOptions):
                 "without_training": _short(before[name]),
                 "with_training": _short(after[name]),
             }
+            told.append(
+                f"{self.name} on {name}: int8 alone {_told(before[name])}; with training it {_told(after[name])}. "
+                f"Taken: {notes[name]['taken']}."
+            )
             if not self._holds(chosen):
-                cautions.append(
-                    f"{self.name} on {name}: with training the metric fell by {after[name]['calibration_drop']:.4f} on "
-                    f"validation rows, without by {before[name]['calibration_drop']:.4f}; more than max_drop or "
-                    "min_agreement allow."
-                )
+                cautions.append(f"{self.name} on {name}: that is more than max_drop or min_agreement allow.")
+        notes["comparison"] = " ".join(told)
         if cautions:
             notes["caution"] = " ".join(cautions)
         return source.after(self._record(notes), student.model, builds=builds)
@@ -127,6 +131,16 @@ def _into(context: Context, name: str) -> Context:
 def _figures(quantized: OptimizedModel) -> dict[str, dict[str, Any]]:
     """What was noted for each runtime."""
     return {name: dict(quantized.lineage[-1].notes[name]) for name in quantized.builds}
+
+
+def _told(figures: Mapping[str, Any]) -> str:
+    """What one form does, as the rest of a sentence."""
+    in_float = len(figures["kept_in_float"])
+    return (
+        f"changes the metric by {-figures['calibration_drop']:+.4f} on validation rows and keeps "
+        f"{figures['calibration_agreement']:.1%} of the answers"
+        + (f", with {in_float} matrices in float" if in_float else "")
+    )
 
 
 def _short(figures: Mapping[str, Any]) -> dict[str, Any]:
