@@ -177,10 +177,15 @@ class Flow:
         """What was logged so far; in the first process only."""
         return PointLog(self.recipe_run, self.helper, threads=self.threads, download=self.download)
 
+    @property
+    def only_measures(self) -> bool:
+        """Whether nothing is done to models, so that those that nothing can be done to may be given, too."""
+        return not self.recipe.steps
+
     def run(self) -> Outcome:
         given: list[Given] = []
         with self.stages.time("load"):
-            if not self.recipe.steps:  # then models may be measured that nothing can be done to
+            if self.only_measures:
                 names = [name for name in (self.recipe.against, self.recipe.model) if name is not None]
                 given = [self.find(name) for name in names]
             inputs = self.inputs(given)

@@ -102,6 +102,11 @@ class _SweepFlow(Flow):
         self.spent: dict[str, _Spent] = {}  # what was done here, likewise
         self.meanings: tuple[Meaning, ...] = ()
 
+    @property
+    def only_measures(self) -> bool:
+        """Never: the steps are those of the variants."""
+        return False
+
     def optimize(self, inputs: Inputs) -> None:
         """The original as a point; the search; then the finalists as points."""
         original, _ = self.baseline(inputs)

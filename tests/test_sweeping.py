@@ -80,6 +80,13 @@ def test_finalists_are_points_measured_on_test(swept: Any, store: Any) -> None: 
     assert any("variants screened" in note for note in swept.notes)
 
 
+def test_a_model_that_was_logged_is_searched_as_any_other(swept: Any, store: Any, reviews: Path) -> None:  # noqa: F811
+    chains = [[{"technique": "prune.depth", "layers": 1}]]
+    found = slim.sweep(content(swept.points[0].model_uri, reviews, space=chains))
+    assert store.get_run(found.run_id).data.metrics["sweep/trials"] == 1
+    assert [point.exported.variant for point in found.points] == ["baseline", "prune.depth@torch"]
+
+
 def test_a_finalist_that_kills_measuring_loses_its_own_figures_only(
     store: Any,  # noqa: F811
     reviews: Path,  # noqa: F811
