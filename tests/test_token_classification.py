@@ -20,7 +20,7 @@ from mlflow_slim.data import read_tables
 from mlflow_slim.errors import DataError, MeasurementError, SlimError
 from mlflow_slim.interfaces import Context
 from mlflow_slim.measurement.spans import span_counts, span_quality, span_tags
-from mlflow_slim.runtime.tasks.token_classification import answers, check_rows
+from mlflow_slim.runtime.tasks.token_classification import answers, check_rows, respond
 from mlflow_slim.tasks.token_classification import TASK
 
 WORDS = ("the", "movie", "was", "film", "plot", "story", "and", "very", "not", "zebra")
@@ -423,6 +423,25 @@ def test_integer_taggers_keep_what_was_learned(
 
 
 # --- answers
+
+
+@pytest.mark.parametrize(
+    ("words", "served"),
+    [(["red", ",", "movie", "."], ["red", ",", "movie", "."]), (["red,", "movie."], ["red,", "movie."])],
+)
+def test_a_served_text_comes_apart_as_the_words_of_training_did(
+    words: list[str], served: list[str], tmp_path: Path, tiny_dir: Path
+) -> None:
+    rows = [{"tokens": [str(n), *words], "ner_tags": ["number", *["word"] * len(words)]} for n in range(60)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    data = TASK.make_data(read(path))
+    source = TASK.load_model(tiny_dir, data, max_length=16, seed=0)
+    backend = load_backend("torch")
+    exported = backend.export(source, tmp_path / "out", data.test.inputs[:4])
+    found = respond(backend.load(exported.directory, threads=1), ["red, movie.", ["red,", "movie ."]], {})
+    assert [entity["word"] for entity in found["entities"][0]] == served
+    assert [entity["word"] for entity in found["entities"][1]] == ["red,", "movie ."], "these are apart already"
 
 
 def test_entities_are_joined_as_their_marks_say_and_keep_their_places() -> None:

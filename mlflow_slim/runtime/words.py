@@ -1,14 +1,14 @@
 """Words of a text, and which token stands for each: its first, as models of single words are trained.
 
 Words are what stands between single spaces, so that a model sees them as it was trained on them: text and punctuation
-apart. `words_in` takes a text as people write it apart in that way, and remembers where each word was.
+apart, where they were. `words_in` takes a text as people write it apart in that way, and remembers where each word was.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -18,17 +18,23 @@ _UNSPACED = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _PIECES = re.compile(f"[{_UNSPACED}]|[^\\s{_UNSPACED}]+")
 
 
-def words_in(text: str) -> list[tuple[int, int]]:
+def words_in(text: str, *, marks_apart: bool = True) -> list[tuple[int, int]]:
     """Where the words of a text are: first character, and the one after the last.
 
-    Punctuation before and after a word is a word of its own, within one it is part of it.
+    Punctuation before and after a word is a word of its own where ``marks_apart``, within one it is part of it.
 
-    >>> [text[start:end] for text in ["(Mr. O'Neil, 12.5 %)"] for start, end in words_in(text)]
+    >>> text = "(Mr. O'Neil, 12.5 %)"
+    >>> [text[start:end] for start, end in words_in(text)]
     ['(', 'Mr', '.', "O'Neil", ',', '12.5', '%', ')']
+    >>> [text[start:end] for start, end in words_in(text, marks_apart=False)]
+    ['(Mr.', "O'Neil,", '12.5', '%)']
     """
     found: list[tuple[int, int]] = []
     for piece in _PIECES.finditer(text):
         start, end = piece.span()
+        if not marks_apart:
+            found.append((start, end))
+            continue
         while start < end and _is_mark(text[start]):
             found.append((start, start + 1))
             start += 1
@@ -39,6 +45,22 @@ def words_in(text: str) -> list[tuple[int, int]]:
         found += [(start, end)] if start < end else []
         found += reversed(after)
     return found
+
+
+def stand_marks_apart(texts: Iterable[str]) -> bool:
+    """Whether punctuation is a word of its own in texts with a space between words, as it is in most data of words.
+
+    >>> stand_marks_apart(["Ada , of U.K. ."]), stand_marks_apart(["Dr. A. Smith, Jr.", "Mr. O'Neil -"])
+    (True, False)
+    """
+    alone = attached = 0
+    for text in texts:
+        for word in filter(None, text.split(" ")):
+            if all(map(_is_mark, word)):
+                alone += 1
+            elif _is_mark(word[0]) or _is_mark(word[-1]):
+                attached += 1
+    return alone >= attached
 
 
 def _is_mark(character: str) -> bool:

@@ -15,7 +15,7 @@ from ..artifact import OptimizedModel
 from ..class_names import head_settings, label_order, match_labels, model_labels, unknown_labels
 from ..encoder_loading import check_offsets, load_encoder
 from ..interfaces import Changes, Split, TaskData
-from ..runtime.words import at_words, first_tokens
+from ..runtime.words import at_words, first_tokens, stand_marks_apart
 from ..task_defaults import TaskDefaults
 
 if TYPE_CHECKING:
@@ -84,7 +84,10 @@ class TokenClassification(TaskDefaults):
             check_seqeval()
         splits = {name: _split(name, frame, ids) for name, frame in frames.items()}
         report = {**tables.report, "labels_from": origin, "classes": len(names)}
-        return TaskData(tables.name, tables.source, spec={"labels": names, "spans": spans}, report=report, **splits)
+        own = {"labels": names, "spans": spans, "marks_apart": stand_marks_apart(splits["train"].inputs)}
+        if spec is not None and "marks_apart" in spec:
+            own["marks_apart"] = spec["marks_apart"]
+        return TaskData(tables.name, tables.source, spec=own, report=report, **splits)
 
     def load_model(self, directory: Path, data: TaskData, *, max_length: int | None, seed: int) -> OptimizedModel:
         """The model in a local folder with a head for the data's labels, see `encoder_loading.load_encoder`.

@@ -55,7 +55,8 @@ def check_rows(rows: Sequence[Any], spec: Mapping[str, Any]) -> list[Any]:  # no
 
 def respond(model: Predictor, rows: Sequence[Any], params: Mapping[str, Any]) -> pd.DataFrame:
     """A table with the column ``entities``, see `answers`."""
-    found = [_apart(row) for row in rows]
+    marks_apart = bool(model.bundle.spec.get("marks_apart", True))
+    found = [_apart(row, marks_apart) for row in rows]
     outputs = model.predict([joined([text[a:b] for a, b in places]) for text, places in found], batch_size=_BATCH_SIZE)
     spec = model.bundle.spec
     return pd.DataFrame(
@@ -63,10 +64,10 @@ def respond(model: Predictor, rows: Sequence[Any], params: Mapping[str, Any]) ->
     )
 
 
-def _apart(row: Any) -> tuple[str, list[tuple[int, int]]]:
+def _apart(row: Any, marks_apart: bool) -> tuple[str, list[tuple[int, int]]]:
     """A text and the places of its words; words that come apart are joined with spaces."""
     if isinstance(row, str):
-        return row, words_in(row)
+        return row, words_in(row, marks_apart=marks_apart)
     ends = np.cumsum([len(word) + 1 for word in row]) - 1
     return " ".join(row), [(int(end) - len(word), int(end)) for word, end in zip(row, ends, strict=True)]
 
