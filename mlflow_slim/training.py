@@ -122,13 +122,16 @@ def training_rows(
 
 def collate(processor: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Rows as one batch of tensors: the model's inputs padded to the longest, and the other columns stacked."""
+    import numpy as np
     import torch
 
     tensors = set(processor.model_input_names)
     padded = as_batch(processor, rows)
     for name in (k for k in rows[0] if k not in tensors):
-        # What there is one of a token is padded with -100, where nothing is learned.
-        padded[name] = torch.as_tensor(pad_behind([row[name] for row in rows], -100))
+        values = [np.asarray(row[name]) for row in rows]
+        # Of a token: labels are padded with -100, where nothing is learned, and logits with what can't be.
+        filling = -np.inf if values[0].dtype.kind == "f" else -100
+        padded[name] = torch.as_tensor(pad_behind(values, filling))
     return dict(padded)
 
 
