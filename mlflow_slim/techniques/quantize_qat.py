@@ -105,7 +105,9 @@ class QuantizeQat(QuantizeOptions):
                 f"Taken: {notes[name]['taken']}."
             )
             if not self._holds(chosen):
-                cautions.append(f"{self.name} on {name}: that is more than max_drop or min_agreement allow.")
+                cautions.append(
+                    f"{self.name} on {name}: what was taken changes more than max_drop or min_agreement allow."
+                )
         notes["comparison"] = " ".join(told)
         if cautions:
             notes["caution"] = " ".join(cautions)
